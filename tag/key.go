@@ -62,6 +62,9 @@ func (MACKey) GoString() string { return redacted }
 // Format does not show the key, whatever the verb.
 func (MACKey) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(redacted)) }
 
+// MarshalText does not show the key.
+func (MACKey) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
 // LogValue does not show the key.
 func (MACKey) LogValue() slog.Value { return slog.StringValue(redacted) }
 
@@ -319,9 +322,9 @@ func (k *VerifyKey) Verify(h *Header, t *Tuple) error {
 		return errWrongSuite
 	}
 	if k.suite == RSA2048 {
-		nonce, ok := k.open(h.Sealed)
-		if !ok {
-			return errSeal
+		nonce, err := k.Recover(h)
+		if err != nil {
+			return err
 		}
 		if shaDigest(h.Word0(), nonce, t) != h.Digest {
 			return errDigest
@@ -335,6 +338,20 @@ func (k *VerifyKey) Verify(h *Header, t *Tuple) error {
 		return errSignature
 	}
 	return nil
+}
+
+// Recover opens the sealed nonce of a tag of suite rsa2048. It returns
+// ErrUnknownKey where tag or key are of another suite, ErrForged where the seal
+// was not made with the key.
+func (k *VerifyKey) Recover(h *Header) (nonce uint64, err error) {
+	if h.Suite != k.suite || k.suite != RSA2048 {
+		return 0, errWrongSuite
+	}
+	nonce, ok := k.open(h.Sealed)
+	if !ok {
+		return 0, errSeal
+	}
+	return nonce, nil
 }
 
 // Made once, so that a flood of forgeries allocates nothing.
