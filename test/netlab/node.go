@@ -209,9 +209,11 @@ func (n *Node) LinkStats(name string) (s netlink.LinkStatistics, err error) {
 // offloads are the features that merge, split or leave unfinished what goes over
 // a link.
 var offloads = []string{
+	"rx-gro", "rx-gro-hw", "rx-gro-list", "rx-lro", "rx-udp-gro-forwarding",
+	"tx-generic-segmentation", "tx-gso-list", "tx-gso-partial",
 	"tx-tcp-segmentation", "tx-tcp6-segmentation", "tx-tcp-ecn-segmentation", "tx-tcp-mangleid-segmentation",
-	"tx-udp-segmentation", "tx-gso-list", "tx-generic-segmentation", "tx-checksum-ip-generic", "tx-checksum-ipv4",
-	"tx-checksum-ipv6", "tx-checksum-sctp", "rx-gro", "rx-gro-list", "rx-lro",
+	"tx-udp-segmentation", "tx-sctp-segmentation",
+	"tx-checksum-ip-generic", "tx-checksum-ipv4", "tx-checksum-ipv6", "tx-checksum-sctp",
 }
 
 // OffloadsOff switches the segmentation, merging and checksum offloads of an
