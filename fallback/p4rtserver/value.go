@@ -6,7 +6,7 @@ import (
 
 // Canonical strips leading zero bytes from a big-endian value, down to one
 // byte. The result shares b's memory; it is empty only if b is (P4Runtime
-// specification, section 8.3).
+// specification, section 8.4).
 func Canonical(b []byte) []byte {
 	for len(b) > 1 && b[0] == 0 {
 		b = b[1:]
