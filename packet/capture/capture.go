@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"time"
 
 	"github.com/google/gopacket/layers"
@@ -294,10 +295,8 @@ func (g *ngReader) packet(id uint32, fields, data []byte) (Packet, error) {
 	if uint64(captured) > uint64(len(data)) || captured > MaxPacket {
 		return Packet{}, fmt.Errorf("%w: %d bytes captured in a block with %d", ErrFormat, captured, len(data))
 	}
-	nanos := float64(stamp%i.perSec) / float64(i.perSec) * 1e9
-	if i.perSec <= 1e9 {
-		nanos = float64(stamp % i.perSec * (1e9 / i.perSec))
-	}
+	hi, lo := bits.Mul64(stamp%i.perSec, 1e9)
+	nanos, _ := bits.Div64(hi, lo, i.perSec)
 	at := time.Time{}
 	if seconds := int64(stamp/i.perSec) + i.offset; seconds >= 0 && seconds <= maxSeconds {
 		at = time.Unix(seconds, int64(nanos)).UTC()
