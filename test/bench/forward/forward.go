@@ -29,6 +29,10 @@ const (
 	Source      = "198.18.1.1"
 )
 
+// nextHop is not the sink's own hardware address, so that the sink drops what it
+// has counted at once.
+var nextHop = net.HardwareAddr{2, 0xff, 0, 0, 0, 1}
+
 // Forwarder carries frames from InIf to OutIf of the node until the context ends;
 // it calls ready when it does. dst and src are the next hop's and OutIf's
 // hardware addresses.
@@ -65,16 +69,13 @@ func Measure(ctx context.Context, f Forwarder, size, flows int, d time.Duration)
 	); err != nil {
 		return r, err
 	}
-	var macs [3]net.HardwareAddr
-	for i, p := range []struct {
-		n    *netlab.Node
-		name string
-	}{{fwd, InIf}, {fwd, OutIf}, {sink, "in0"}} {
-		if macs[i], err = p.n.HardwareAddr(p.name); err != nil {
+	var macs [2]net.HardwareAddr
+	for i, name := range []string{InIf, OutIf} {
+		if macs[i], err = fwd.HardwareAddr(name); err != nil {
 			return r, err
 		}
 	}
-	if err := errors.Join(fwd.AddRoute(Target+"/24", sinkAddr), fwd.AddNeighbour(OutIf, sinkAddr, macs[2])); err != nil {
+	if err := errors.Join(fwd.AddRoute(Target+"/24", sinkAddr), fwd.AddNeighbour(OutIf, sinkAddr, nextHop)); err != nil {
 		return r, err
 	}
 
@@ -92,7 +93,7 @@ func Measure(ctx context.Context, f Forwarder, size, flows int, d time.Duration)
 	defer stop()
 	group, run := errgroup.WithContext(run)
 	ready := make(chan struct{})
-	group.Go(func() error { return f(run, fwd, macs[2], macs[1], func() { close(ready) }) })
+	group.Go(func() error { return f(run, fwd, nextHop, macs[1], func() { close(ready) }) })
 	select {
 	case <-ready:
 	case <-run.Done():
