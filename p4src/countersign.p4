@@ -61,25 +61,25 @@
     hdr.ipv4_options[36].value, hdr.ipv4_options[37].value, hdr.ipv4_options[38].value, \
     hdr.ipv4_options[39].value }
 
-control VerifyChecksum(inout headers_t hdr, inout metadata_t meta) {
+control CheckIPv4(inout headers_t hdr, inout metadata_t meta) {
     apply {
         verify_checksum(hdr.ipv4.isValid(), IPV4_CHECKSUM_FIELDS, hdr.ipv4.checksum,
                         HashAlgorithm.csum16);
     }
 }
 
-control Ingress(inout headers_t hdr, inout metadata_t meta,
+control CountersignIngress(inout headers_t hdr, inout metadata_t meta,
                 inout standard_metadata_t standard_metadata) {
     // Indexed by port, Reason and Outcome.
-    @id(0x05000101)
+    @id(0x12000101)
     counter(PORT_COUNT, CounterType.packets_and_bytes) port_rx;
-    @id(0x05000102)
+    @id(0x12000102)
     counter(PORT_COUNT, CounterType.packets) port_tx;
-    @id(0x05000103)
+    @id(0x12000103)
     counter(REASON_COUNT, CounterType.packets) drops;
-    @id(0x05000104)
+    @id(0x12000104)
     counter(REASON_COUNT, CounterType.packets) punts;
-    @id(0x05000105)
+    @id(0x12000105)
     counter(OUTCOME_COUNT, CounterType.packets) outcomes;
 
     @name("port") Port() port;
@@ -209,7 +209,7 @@ control Ingress(inout headers_t hdr, inout metadata_t meta,
     }
 }
 
-control Egress(inout headers_t hdr, inout metadata_t meta,
+control CountersignEgress(inout headers_t hdr, inout metadata_t meta,
                inout standard_metadata_t standard_metadata) {
     @name("rewrite") Rewrite() rewrite;
 
@@ -242,7 +242,7 @@ control Egress(inout headers_t hdr, inout metadata_t meta,
     }
 }
 
-control ComputeChecksum(inout headers_t hdr, inout metadata_t meta) {
+control MendIPv4(inout headers_t hdr, inout metadata_t meta) {
     apply {
         update_checksum(hdr.ipv4.isValid() && meta.disposition == Disposition.FORWARD,
                         IPV4_CHECKSUM_FIELDS, hdr.ipv4.checksum, HashAlgorithm.csum16);
@@ -271,5 +271,5 @@ control CountersignDeparser(packet_out packet, in headers_t hdr) {
     }
 }
 
-V1Switch(CountersignParser(), VerifyChecksum(), Ingress(), Egress(), ComputeChecksum(),
+V1Switch(CountersignParser(), CheckIPv4(), CountersignIngress(), CountersignEgress(), MendIPv4(),
          CountersignDeparser()) main;

@@ -3,6 +3,7 @@
 // ingress port gives them. Nothing of the packet is changed yet, because it
 // may still be held.
 control EgressPort(inout headers_t hdr, inout metadata_t meta) {
+    @id(0x11000401)
     action_selector(HashAlgorithm.identity, NEXT_HOP_MEMBERS, 32) next_hops;
 
     // MTU in bytes of the IP packet.
@@ -51,7 +52,6 @@ control EgressPort(inout headers_t hdr, inout metadata_t meta) {
             meta.flow_hash : selector;
         }
         actions = { next_hop; to_me; no_route; }
-        const default_action = no_route();
         implementation = next_hops;
         size = ROUTE_SIZE;
     }
@@ -63,7 +63,6 @@ control EgressPort(inout headers_t hdr, inout metadata_t meta) {
             meta.flow_hash : selector;
         }
         actions = { next_hop; to_me; no_route; }
-        const default_action = no_route();
         implementation = next_hops;
         size = ROUTE_SIZE;
     }
@@ -102,7 +101,9 @@ control EgressPort(inout headers_t hdr, inout metadata_t meta) {
             if (meta.family == 4) {
                 flow_hash_ipv4();
                 if (meta.transparent == 0) {
-                    egress_port_v4.apply();
+                    if (!egress_port_v4.apply().hit) {
+                        no_route();
+                    }
                     if (meta.disposition == Disposition.FORWARD && hdr.ipv4.ttl < 2) {
                         hold(Reason.TTL_EXPIRED);
                     }
@@ -110,7 +111,9 @@ control EgressPort(inout headers_t hdr, inout metadata_t meta) {
             } else {
                 flow_hash_ipv6();
                 if (meta.transparent == 0) {
-                    egress_port_v6.apply();
+                    if (!egress_port_v6.apply().hit) {
+                        no_route();
+                    }
                     if (meta.disposition == Disposition.FORWARD && hdr.ipv6.hop_limit < 2) {
                         hold(Reason.TTL_EXPIRED);
                     }

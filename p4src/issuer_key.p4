@@ -4,7 +4,6 @@
 control IssuerKey(inout headers_t hdr, inout metadata_t meta) {
     SipHash() siphash;
 
-    bit<1> known = 0;
     bit<4> key_suite = 0;
 
     @id(0x01000201)
@@ -86,7 +85,7 @@ control IssuerKey(inout headers_t hdr, inout metadata_t meta) {
             drop(Reason.TAG_REVOKED);
         } else if (hdr.tag.suite != 3) {
             message_head();
-            siphash.apply(meta.sip, meta, hdr);
+            siphash.apply(meta);
             if (meta.sip.v0 != hdr.tag.digest) {
                 drop(Reason.TAG_FORGED);
             } else if (hdr.tag.suite == 1) {

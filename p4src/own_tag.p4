@@ -43,24 +43,24 @@ control OwnTag(inout headers_t hdr, inout metadata_t meta) {
 
     @id(0x01000811)
     action put_ed25519(@id(1) bit<32> unid, @id(2) bit<16> epoch, @id(3) bit<64> nonce,
-                       @id(4) bit<64> digest, @id(5) bit<512> sealed) {
+                       @id(4) bit<64> tag_digest, @id(5) bit<512> sealed) {
         meta.own_suite = Suite.ED25519;
         meta.own_unid = unid;
         meta.own_epoch = epoch;
         meta.own_nonce = nonce;
-        meta.own_digest = digest;
+        meta.own_digest = tag_digest;
         meta.own_sealed_64 = sealed;
         meta.new_tag_len = 92;
     }
 
     @id(0x01000812)
     action put_rsa2048(@id(1) bit<32> unid, @id(2) bit<16> epoch,
-                       @id(3) bit<64> digest, @id(4) bit<2048> sealed) {
+                       @id(3) bit<64> tag_digest, @id(4) bit<2048> sealed) {
         meta.own_suite = Suite.RSA2048;
         meta.own_unid = unid;
         meta.own_epoch = epoch;
         meta.own_nonce = 0;
-        meta.own_digest = digest;
+        meta.own_digest = tag_digest;
         meta.own_sealed_256 = sealed;
         meta.new_tag_len = 284;
     }

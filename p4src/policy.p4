@@ -4,9 +4,9 @@
 // other one asks for 0; a tagged packet that matches none passes, because its
 // issuer has admitted it.
 control Policy(inout headers_t hdr, inout metadata_t meta) {
-    @id(0x03000701)
+    @id(0x13000701)
     direct_counter(CounterType.packets_and_bytes) policy_v4_counter;
-    @id(0x03000702)
+    @id(0x13000702)
     direct_counter(CounterType.packets_and_bytes) policy_v6_counter;
 
     bit<1> matched = 0;

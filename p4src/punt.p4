@@ -2,7 +2,7 @@
 // the CPU, held or as a copy, what is over it is dropped, `punt_limited` (a
 // copy is then only not made). A returned packet is never punted again.
 control Punt(inout headers_t hdr, inout metadata_t meta, inout bit<1> copy_now) {
-    @id(0x04000901)
+    @id(0x15000901)
     direct_meter<bit<2>>(MeterType.packets) punt_meter;
 
     bit<2> color = 2;

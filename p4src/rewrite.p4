@@ -152,7 +152,7 @@ control Rewrite(inout headers_t hdr, inout metadata_t meta) {
                 outer = PROTO_TAG;
                 if (meta.own_suite == Suite.SIPHASH) {
                     put_siphash();
-                    siphash.apply(meta.sip, meta, hdr);
+                    siphash.apply(meta);
                     hdr.tag.digest = meta.sip.v0;
                 } else if (meta.own_suite == Suite.ED25519) {
                     put_ed25519();
@@ -170,7 +170,7 @@ control Rewrite(inout headers_t hdr, inout metadata_t meta) {
                         hdr.tag_udp.length = length - 40;
                     }
                 }
-                if (meta.family == 6 && hdr.ipv6.flow_label == 0) {
+                if (meta.family == 6 && meta.tagged == 0 && hdr.ipv6.flow_label == 0) {
                     hdr.ipv6.flow_label = meta.flow_hash[19:0];
                     if (hdr.ipv6.flow_label == 0) {
                         hdr.ipv6.flow_label = 1;

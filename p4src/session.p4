@@ -2,9 +2,9 @@
 // direction. The entry names the zone each direction may come from: that of
 // packets from the low end, and from the high end.
 control Session(inout headers_t hdr, inout metadata_t meta, inout bit<1> admitted_session) {
-    @id(0x03000601)
+    @id(0x13000601)
     direct_counter(CounterType.packets_and_bytes) session_v4_counter;
-    @id(0x03000602)
+    @id(0x13000602)
     direct_counter(CounterType.packets_and_bytes) session_v6_counter;
 
     zone_t expected = 0;

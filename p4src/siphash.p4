@@ -1,75 +1,80 @@
 // SipHash-2-4 (Aumasson, Bernstein 2012) of M, 32 bytes for IPv4 and 56 for
-// IPv6, on state kept in metadata. A round is an action, and the compiler lays
-// a whole digest out as one action, so that bmv2 walks a single list of
-// primitives. Used once to verify (ingress) and once to issue (egress).
+// IPv6. State and words are metadata fields, and each step is an action of its
+// own: as one straight line p4c substitutes expressions into each other until
+// it runs for minutes. Used once to verify (ingress) and once to issue
+// (egress).
 
 #define ROTL(x, n) (((x) << n) | ((x) >> (64 - n)))
 
-#define SIP_ABSORB(w) \
-    s.v3 = s.v3 ^ (w); \
-    sip_round(); \
-    sip_round(); \
-    s.v0 = s.v0 ^ (w)
+#define SIP_ROUND() \
+    meta.sip.v0 = meta.sip.v0 + meta.sip.v1; \
+    meta.sip.v2 = meta.sip.v2 + meta.sip.v3; \
+    meta.sip.v1 = ROTL(meta.sip.v1, 13) ^ meta.sip.v0; \
+    meta.sip.v3 = ROTL(meta.sip.v3, 16) ^ meta.sip.v2; \
+    meta.sip.v0 = ROTL(meta.sip.v0, 32) + meta.sip.v3; \
+    meta.sip.v2 = meta.sip.v2 + meta.sip.v1; \
+    meta.sip.v3 = ROTL(meta.sip.v3, 21) ^ meta.sip.v0; \
+    meta.sip.v1 = ROTL(meta.sip.v1, 17) ^ meta.sip.v2; \
+    meta.sip.v2 = ROTL(meta.sip.v2, 32);
 
-control SipHash(inout siphash_t s, in metadata_t meta, in headers_t hdr) {
-    action sip_round() {
-        s.v0 = s.v0 + s.v1;
-        s.v2 = s.v2 + s.v3;
-        s.v1 = ROTL(s.v1, 13) ^ s.v0;
-        s.v3 = ROTL(s.v3, 16) ^ s.v2;
-        s.v0 = ROTL(s.v0, 32) + s.v3;
-        s.v2 = s.v2 + s.v1;
-        s.v3 = ROTL(s.v3, 21) ^ s.v0;
-        s.v1 = ROTL(s.v1, 17) ^ s.v2;
-        s.v2 = ROTL(s.v2, 32);
+#define SIP_ABSORB(name, w) \
+    action name() { \
+        meta.sip.v3 = meta.sip.v3 ^ (w); \
+        SIP_ROUND() \
+        SIP_ROUND() \
+        meta.sip.v0 = meta.sip.v0 ^ (w); \
     }
 
-    action digest_ipv4() {
-        s.w2 = meta.low ++ meta.high;
-        s.v0 = s.k0 ^ 0x736f6d6570736575;
-        s.v1 = s.k1 ^ 0x646f72616e646f6d;
-        s.v2 = s.k0 ^ 0x6c7967656e657261;
-        s.v3 = s.k1 ^ 0x7465646279746573;
-        SIP_ABSORB(s.w0);
-        SIP_ABSORB(s.w1);
-        SIP_ABSORB(meta.protocol ++ meta.family ++ meta.kind ++ meta.low_port ++ meta.high_port);
-        SIP_ABSORB(s.w2);
-        SIP_ABSORB(0x2000000000000000);
-        s.v2 = s.v2 ^ 0xff;
-        sip_round();
-        sip_round();
-        sip_round();
-        sip_round();
-        s.v0 = s.v0 ^ s.v1 ^ s.v2 ^ s.v3;
+control SipHash(inout metadata_t meta) {
+    action initialise() {
+        meta.sip.v0 = meta.sip.k0 ^ 0x736f6d6570736575;
+        meta.sip.v1 = meta.sip.k1 ^ 0x646f72616e646f6d;
+        meta.sip.v2 = meta.sip.k0 ^ 0x6c7967656e657261;
+        meta.sip.v3 = meta.sip.k1 ^ 0x7465646279746573;
+        meta.sip.w2 = meta.protocol ++ meta.family ++ meta.kind ++ meta.low_port ++ meta.high_port;
+        meta.sip.w3 = meta.low ++ meta.high;
     }
 
-    action digest_ipv6() {
-        s.v0 = s.k0 ^ 0x736f6d6570736575;
-        s.v1 = s.k1 ^ 0x646f72616e646f6d;
-        s.v2 = s.k0 ^ 0x6c7967656e657261;
-        s.v3 = s.k1 ^ 0x7465646279746573;
-        SIP_ABSORB(s.w0);
-        SIP_ABSORB(s.w1);
-        SIP_ABSORB(meta.protocol ++ meta.family ++ meta.kind ++ meta.low_port ++ meta.high_port);
-        SIP_ABSORB(meta.low6[127:64]);
-        SIP_ABSORB(meta.low6[63:0]);
-        SIP_ABSORB(meta.high6[127:64]);
-        SIP_ABSORB(meta.high6[63:0]);
-        SIP_ABSORB(0x3800000000000000);
-        s.v2 = s.v2 ^ 0xff;
-        sip_round();
-        sip_round();
-        sip_round();
-        sip_round();
-        s.v0 = s.v0 ^ s.v1 ^ s.v2 ^ s.v3;
+    SIP_ABSORB(absorb_w0, meta.sip.w0)
+    SIP_ABSORB(absorb_w1, meta.sip.w1)
+    SIP_ABSORB(absorb_w2, meta.sip.w2)
+    SIP_ABSORB(absorb_addresses, meta.sip.w3)
+    SIP_ABSORB(absorb_low_first, meta.low6[127:64])
+    SIP_ABSORB(absorb_low_second, meta.low6[63:0])
+    SIP_ABSORB(absorb_high_first, meta.high6[127:64])
+    SIP_ABSORB(absorb_high_second, meta.high6[63:0])
+    SIP_ABSORB(absorb_length_32, 64w0x2000000000000000)
+    SIP_ABSORB(absorb_length_56, 64w0x3800000000000000)
+
+    action finalise() {
+        meta.sip.v2 = meta.sip.v2 ^ 0xff;
+        SIP_ROUND()
+        SIP_ROUND()
     }
 
-    // Leaves the digest in s.v0.
+    action finish() {
+        SIP_ROUND()
+        SIP_ROUND()
+        meta.sip.v0 = meta.sip.v0 ^ meta.sip.v1 ^ meta.sip.v2 ^ meta.sip.v3;
+    }
+
+    // Leaves the digest in sip.v0.
     apply {
+        initialise();
+        absorb_w0();
+        absorb_w1();
+        absorb_w2();
         if (meta.family == 4) {
-            digest_ipv4();
+            absorb_addresses();
+            absorb_length_32();
         } else {
-            digest_ipv6();
+            absorb_low_first();
+            absorb_low_second();
+            absorb_high_first();
+            absorb_high_second();
+            absorb_length_56();
         }
+        finalise();
+        finish();
     }
 }

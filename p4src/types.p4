@@ -336,6 +336,7 @@ struct siphash_t {
     bit<64> w0;
     bit<64> w1;
     bit<64> w2;
+    bit<64> w3;
 }
 
 struct metadata_t {
