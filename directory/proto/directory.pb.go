@@ -599,7 +599,8 @@ func (x *KeyLink) GetSignature() []byte {
 	return nil
 }
 
-// Record is one entry of the signed core. Its id is derived from its content.
+// Record is one entry of the signed core. Its id is derived from its content;
+// the root covers the serialised bytes as they were sent.
 type Record struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Body:
@@ -808,12 +809,14 @@ func (x *Member) GetRecipients() []string {
 
 type Key struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
-	Statement *KeyStatement          `protobuf:"bytes,1,opt,name=statement,proto3" json:"statement,omitempty"`
+	Statement []byte                 `protobuf:"bytes,1,opt,name=statement,proto3" json:"statement,omitempty"` // serialised KeyStatement
 	Signature []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"` // over statement, by the issuer's identity
 	State     KeyState               `protobuf:"varint,3,opt,name=state,proto3,enum=countersign.directory.v1.KeyState" json:"state,omitempty"`
 	Forced    bool                   `protobuf:"varint,4,opt,name=forced,proto3" json:"forced,omitempty"` // the state was reached by a forced switch
 	// When the state ends by itself; 0 while it does not.
 	UntilUnixNano int64 `protobuf:"varint,5,opt,name=until_unix_nano,json=untilUnixNano,proto3" json:"until_unix_nano,omitempty"`
+	// Sequence at which it became part of the bundle.
+	Entered       uint64 `protobuf:"varint,6,opt,name=entered,proto3" json:"entered,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -848,7 +851,7 @@ func (*Key) Descriptor() ([]byte, []int) {
 	return file_directory_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *Key) GetStatement() *KeyStatement {
+func (x *Key) GetStatement() []byte {
 	if x != nil {
 		return x.Statement
 	}
@@ -879,6 +882,13 @@ func (x *Key) GetForced() bool {
 func (x *Key) GetUntilUnixNano() int64 {
 	if x != nil {
 		return x.UntilUnixNano
+	}
+	return 0
+}
+
+func (x *Key) GetEntered() uint64 {
+	if x != nil {
+		return x.Entered
 	}
 	return 0
 }
@@ -1384,8 +1394,8 @@ func (x *PublishRequest) GetKeys() []*Publication {
 
 type Publication struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
-	Statement *KeyStatement          `protobuf:"bytes,1,opt,name=statement,proto3" json:"statement,omitempty"`
-	Signature []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	Statement []byte                 `protobuf:"bytes,1,opt,name=statement,proto3" json:"statement,omitempty"` // serialised KeyStatement
+	Signature []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"` // as in Key
 	// A reserve key is held back, with its envelopes, until a forced switch
 	// needs a key that the excluded member cannot know.
 	Reserve       bool        `protobuf:"varint,3,opt,name=reserve,proto3" json:"reserve,omitempty"`
@@ -1424,7 +1434,7 @@ func (*Publication) Descriptor() ([]byte, []int) {
 	return file_directory_proto_rawDescGZIP(), []int{17}
 }
 
-func (x *Publication) GetStatement() *KeyStatement {
+func (x *Publication) GetStatement() []byte {
 	if x != nil {
 		return x.Statement
 	}
@@ -1767,7 +1777,7 @@ type Update struct {
 	Chain []*KeyLink `protobuf:"bytes,3,rep,name=chain,proto3" json:"chain,omitempty"`
 	// The records below are all there are; older ones are dropped.
 	Snapshot      bool        `protobuf:"varint,4,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
-	Records       []*Record   `protobuf:"bytes,5,rep,name=records,proto3" json:"records,omitempty"` // new or changed
+	Records       [][]byte    `protobuf:"bytes,5,rep,name=records,proto3" json:"records,omitempty"` // serialised Record, new or changed
 	Removed       []string    `protobuf:"bytes,6,rep,name=removed,proto3" json:"removed,omitempty"` // ids
 	Envelopes     []*Envelope `protobuf:"bytes,7,rep,name=envelopes,proto3" json:"envelopes,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1832,7 +1842,7 @@ func (x *Update) GetSnapshot() bool {
 	return false
 }
 
-func (x *Update) GetRecords() []*Record {
+func (x *Update) GetRecords() [][]byte {
 	if x != nil {
 		return x.Records
 	}
@@ -2195,9 +2205,11 @@ type Invitation struct {
 	Sibling        string                 `protobuf:"bytes,5,opt,name=sibling,proto3" json:"sibling,omitempty"`
 	Recipients     []string               `protobuf:"bytes,6,rep,name=recipients,proto3" json:"recipients,omitempty"`
 	ExpiryUnixNano int64                  `protobuf:"varint,7,opt,name=expiry_unix_nano,json=expiryUnixNano,proto3" json:"expiry_unix_nano,omitempty"`
-	SecretHash     []byte                 `protobuf:"bytes,8,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"` // never sent
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Identity that redeemed it; it may ask again until the expiry, so that a
+	// lost answer does not cost the token. Never sent.
+	RedeemedBy    []byte `protobuf:"bytes,8,opt,name=redeemed_by,json=redeemedBy,proto3" json:"redeemed_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Invitation) Reset() {
@@ -2279,9 +2291,9 @@ func (x *Invitation) GetExpiryUnixNano() int64 {
 	return 0
 }
 
-func (x *Invitation) GetSecretHash() []byte {
+func (x *Invitation) GetRedeemedBy() []byte {
 	if x != nil {
-		return x.SecretHash
+		return x.RedeemedBy
 	}
 	return nil
 }
@@ -2969,6 +2981,59 @@ func (x *Rollout) GetPending() map[string]uint64 {
 	return nil
 }
 
+// Reserve is a key that waits for a forced switch.
+type Reserve struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Statement     []byte                 `protobuf:"bytes,1,opt,name=statement,proto3" json:"statement,omitempty"`
+	Signature     []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reserve) Reset() {
+	*x = Reserve{}
+	mi := &file_directory_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reserve) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reserve) ProtoMessage() {}
+
+func (x *Reserve) ProtoReflect() protoreflect.Message {
+	mi := &file_directory_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reserve.ProtoReflect.Descriptor instead.
+func (*Reserve) Descriptor() ([]byte, []int) {
+	return file_directory_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *Reserve) GetStatement() []byte {
+	if x != nil {
+		return x.Statement
+	}
+	return nil
+}
+
+func (x *Reserve) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
 // StoredEnvelope is an envelope with the sequence that brought it.
 type StoredEnvelope struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2980,7 +3045,7 @@ type StoredEnvelope struct {
 
 func (x *StoredEnvelope) Reset() {
 	*x = StoredEnvelope{}
-	mi := &file_directory_proto_msgTypes[43]
+	mi := &file_directory_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2992,7 +3057,7 @@ func (x *StoredEnvelope) String() string {
 func (*StoredEnvelope) ProtoMessage() {}
 
 func (x *StoredEnvelope) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_proto_msgTypes[43]
+	mi := &file_directory_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3005,7 +3070,7 @@ func (x *StoredEnvelope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredEnvelope.ProtoReflect.Descriptor instead.
 func (*StoredEnvelope) Descriptor() ([]byte, []int) {
-	return file_directory_proto_rawDescGZIP(), []int{43}
+	return file_directory_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StoredEnvelope) GetEnvelope() *Envelope {
@@ -3069,13 +3134,14 @@ const file_directory_proto_rawDesc = "" +
 	"\bseal_key\x18\b \x01(\fR\asealKey\x12\x1e\n" +
 	"\n" +
 	"recipients\x18\t \x03(\tR\n" +
-	"recipients\"\xe3\x01\n" +
-	"\x03Key\x12D\n" +
-	"\tstatement\x18\x01 \x01(\v2&.countersign.directory.v1.KeyStatementR\tstatement\x12\x1c\n" +
+	"recipients\"\xd5\x01\n" +
+	"\x03Key\x12\x1c\n" +
+	"\tstatement\x18\x01 \x01(\fR\tstatement\x12\x1c\n" +
 	"\tsignature\x18\x02 \x01(\fR\tsignature\x128\n" +
 	"\x05state\x18\x03 \x01(\x0e2\".countersign.directory.v1.KeyStateR\x05state\x12\x16\n" +
 	"\x06forced\x18\x04 \x01(\bR\x06forced\x12&\n" +
-	"\x0funtil_unix_nano\x18\x05 \x01(\x03R\runtilUnixNano\"\x8f\x01\n" +
+	"\x0funtil_unix_nano\x18\x05 \x01(\x03R\runtilUnixNano\x12\x18\n" +
+	"\aentered\x18\x06 \x01(\x04R\aentered\"\x8f\x01\n" +
 	"\fKeyStatement\x12/\n" +
 	"\x02id\x18\x01 \x01(\v2\x1f.countersign.directory.v1.KeyIDR\x02id\x12\x16\n" +
 	"\x06member\x18\x02 \x01(\tR\x06member\x12\x16\n" +
@@ -3107,9 +3173,9 @@ const file_directory_proto_rawDesc = "" +
 	"\fcertificates\x18\x01 \x03(\fR\fcertificates\"\x82\x01\n" +
 	"\x0ePublishRequest\x125\n" +
 	"\x05proof\x18\x01 \x01(\v2\x1f.countersign.directory.v1.ProofR\x05proof\x129\n" +
-	"\x04keys\x18\x02 \x03(\v2%.countersign.directory.v1.PublicationR\x04keys\"\xcd\x01\n" +
-	"\vPublication\x12D\n" +
-	"\tstatement\x18\x01 \x01(\v2&.countersign.directory.v1.KeyStatementR\tstatement\x12\x1c\n" +
+	"\x04keys\x18\x02 \x03(\v2%.countersign.directory.v1.PublicationR\x04keys\"\xa5\x01\n" +
+	"\vPublication\x12\x1c\n" +
+	"\tstatement\x18\x01 \x01(\fR\tstatement\x12\x1c\n" +
 	"\tsignature\x18\x02 \x01(\fR\tsignature\x12\x18\n" +
 	"\areserve\x18\x03 \x01(\bR\areserve\x12@\n" +
 	"\tenvelopes\x18\x04 \x03(\v2\".countersign.directory.v1.EnvelopeR\tenvelopes\"-\n" +
@@ -3130,13 +3196,13 @@ const file_directory_proto_rawDesc = "" +
 	"\fWatchRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12#\n" +
-	"\rdirectory_key\x18\x03 \x01(\fR\fdirectoryKey\"\xd1\x02\n" +
+	"\rdirectory_key\x18\x03 \x01(\fR\fdirectoryKey\"\xaf\x02\n" +
 	"\x06Update\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12>\n" +
 	"\x06header\x18\x02 \x01(\v2&.countersign.directory.v1.SignedHeaderR\x06header\x127\n" +
 	"\x05chain\x18\x03 \x03(\v2!.countersign.directory.v1.KeyLinkR\x05chain\x12\x1a\n" +
-	"\bsnapshot\x18\x04 \x01(\bR\bsnapshot\x12:\n" +
-	"\arecords\x18\x05 \x03(\v2 .countersign.directory.v1.RecordR\arecords\x12\x18\n" +
+	"\bsnapshot\x18\x04 \x01(\bR\bsnapshot\x12\x18\n" +
+	"\arecords\x18\x05 \x03(\fR\arecords\x12\x18\n" +
 	"\aremoved\x18\x06 \x03(\tR\aremoved\x12@\n" +
 	"\tenvelopes\x18\a \x03(\v2\".countersign.directory.v1.EnvelopeR\tenvelopes\"\x83\x02\n" +
 	"\rInviteRequest\x12\x12\n" +
@@ -3177,8 +3243,8 @@ const file_directory_proto_rawDesc = "" +
 	"recipients\x18\x06 \x03(\tR\n" +
 	"recipients\x12(\n" +
 	"\x10expiry_unix_nano\x18\a \x01(\x03R\x0eexpiryUnixNano\x12\x1f\n" +
-	"\vsecret_hash\x18\b \x01(\fR\n" +
-	"secretHash\"\r\n" +
+	"\vredeemed_by\x18\b \x01(\fR\n" +
+	"redeemedBy\"\r\n" +
 	"\vKeysRequest\"A\n" +
 	"\fKeysResponse\x121\n" +
 	"\x04keys\x18\x01 \x03(\v2\x1d.countersign.directory.v1.KeyR\x04keys\"\x0f\n" +
@@ -3225,7 +3291,10 @@ const file_directory_proto_rawDesc = "" +
 	"\apending\x18\x05 \x03(\v2..countersign.directory.v1.Rollout.PendingEntryR\apending\x1a:\n" +
 	"\fPendingEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"l\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"E\n" +
+	"\aReserve\x12\x1c\n" +
+	"\tstatement\x18\x01 \x01(\fR\tstatement\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"l\n" +
 	"\x0eStoredEnvelope\x12>\n" +
 	"\benvelope\x18\x01 \x01(\v2\".countersign.directory.v1.EnvelopeR\benvelope\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence*W\n" +
@@ -3287,7 +3356,7 @@ func file_directory_proto_rawDescGZIP() []byte {
 }
 
 var file_directory_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_directory_proto_goTypes = []any{
 	(Suite)(0),                        // 0: countersign.directory.v1.Suite
 	(KeyState)(0),                     // 1: countersign.directory.v1.KeyState
@@ -3336,8 +3405,9 @@ var file_directory_proto_goTypes = []any{
 	(*RotateDirectoryKeyRequest)(nil), // 44: countersign.directory.v1.RotateDirectoryKeyRequest
 	(*Account)(nil),                   // 45: countersign.directory.v1.Account
 	(*Rollout)(nil),                   // 46: countersign.directory.v1.Rollout
-	(*StoredEnvelope)(nil),            // 47: countersign.directory.v1.StoredEnvelope
-	nil,                               // 48: countersign.directory.v1.Rollout.PendingEntry
+	(*Reserve)(nil),                   // 47: countersign.directory.v1.Reserve
+	(*StoredEnvelope)(nil),            // 48: countersign.directory.v1.StoredEnvelope
+	nil,                               // 49: countersign.directory.v1.Rollout.PendingEntry
 }
 var file_directory_proto_depIdxs = []int32{
 	0,  // 0: countersign.directory.v1.KeyID.suite:type_name -> countersign.directory.v1.Suite
@@ -3347,78 +3417,75 @@ var file_directory_proto_depIdxs = []int32{
 	13, // 4: countersign.directory.v1.Record.site:type_name -> countersign.directory.v1.Site
 	0,  // 5: countersign.directory.v1.Member.suites:type_name -> countersign.directory.v1.Suite
 	2,  // 6: countersign.directory.v1.Member.state:type_name -> countersign.directory.v1.MemberState
-	12, // 7: countersign.directory.v1.Key.statement:type_name -> countersign.directory.v1.KeyStatement
-	1,  // 8: countersign.directory.v1.Key.state:type_name -> countersign.directory.v1.KeyState
-	4,  // 9: countersign.directory.v1.KeyStatement.id:type_name -> countersign.directory.v1.KeyID
-	4,  // 10: countersign.directory.v1.Envelope.id:type_name -> countersign.directory.v1.KeyID
-	28, // 11: countersign.directory.v1.JoinResponse.update:type_name -> countersign.directory.v1.Update
-	15, // 12: countersign.directory.v1.RenewRequest.proof:type_name -> countersign.directory.v1.Proof
-	15, // 13: countersign.directory.v1.PublishRequest.proof:type_name -> countersign.directory.v1.Proof
-	21, // 14: countersign.directory.v1.PublishRequest.keys:type_name -> countersign.directory.v1.Publication
-	12, // 15: countersign.directory.v1.Publication.statement:type_name -> countersign.directory.v1.KeyStatement
-	14, // 16: countersign.directory.v1.Publication.envelopes:type_name -> countersign.directory.v1.Envelope
-	15, // 17: countersign.directory.v1.AckRequest.proof:type_name -> countersign.directory.v1.Proof
-	4,  // 18: countersign.directory.v1.AckRequest.missing:type_name -> countersign.directory.v1.KeyID
-	15, // 19: countersign.directory.v1.RotateOwnRequest.proof:type_name -> countersign.directory.v1.Proof
-	0,  // 20: countersign.directory.v1.RotateOwnRequest.suite:type_name -> countersign.directory.v1.Suite
-	7,  // 21: countersign.directory.v1.Update.header:type_name -> countersign.directory.v1.SignedHeader
-	8,  // 22: countersign.directory.v1.Update.chain:type_name -> countersign.directory.v1.KeyLink
-	9,  // 23: countersign.directory.v1.Update.records:type_name -> countersign.directory.v1.Record
-	14, // 24: countersign.directory.v1.Update.envelopes:type_name -> countersign.directory.v1.Envelope
-	3,  // 25: countersign.directory.v1.InviteRequest.role:type_name -> countersign.directory.v1.Role
-	0,  // 26: countersign.directory.v1.InviteRequest.suites:type_name -> countersign.directory.v1.Suite
-	33, // 27: countersign.directory.v1.ListResponse.members:type_name -> countersign.directory.v1.MemberStatus
-	34, // 28: countersign.directory.v1.ListResponse.invitations:type_name -> countersign.directory.v1.Invitation
-	13, // 29: countersign.directory.v1.ListResponse.sites:type_name -> countersign.directory.v1.Site
-	10, // 30: countersign.directory.v1.MemberStatus.member:type_name -> countersign.directory.v1.Member
-	4,  // 31: countersign.directory.v1.MemberStatus.waiting_for:type_name -> countersign.directory.v1.KeyID
-	3,  // 32: countersign.directory.v1.Invitation.role:type_name -> countersign.directory.v1.Role
-	0,  // 33: countersign.directory.v1.Invitation.suites:type_name -> countersign.directory.v1.Suite
-	11, // 34: countersign.directory.v1.KeysResponse.keys:type_name -> countersign.directory.v1.Key
-	13, // 35: countersign.directory.v1.SetSiteRequest.site:type_name -> countersign.directory.v1.Site
-	0,  // 36: countersign.directory.v1.RotateRequest.suite:type_name -> countersign.directory.v1.Suite
-	4,  // 37: countersign.directory.v1.Rollout.id:type_name -> countersign.directory.v1.KeyID
-	48, // 38: countersign.directory.v1.Rollout.pending:type_name -> countersign.directory.v1.Rollout.PendingEntry
-	14, // 39: countersign.directory.v1.StoredEnvelope.envelope:type_name -> countersign.directory.v1.Envelope
-	16, // 40: countersign.directory.v1.Enrolment.Join:input_type -> countersign.directory.v1.JoinRequest
-	18, // 41: countersign.directory.v1.Membership.Renew:input_type -> countersign.directory.v1.RenewRequest
-	20, // 42: countersign.directory.v1.Membership.Publish:input_type -> countersign.directory.v1.PublishRequest
-	23, // 43: countersign.directory.v1.Membership.Ack:input_type -> countersign.directory.v1.AckRequest
-	25, // 44: countersign.directory.v1.Membership.RotateOwn:input_type -> countersign.directory.v1.RotateOwnRequest
-	27, // 45: countersign.directory.v1.Membership.Watch:input_type -> countersign.directory.v1.WatchRequest
-	29, // 46: countersign.directory.v1.Administration.Invite:input_type -> countersign.directory.v1.InviteRequest
-	31, // 47: countersign.directory.v1.Administration.List:input_type -> countersign.directory.v1.ListRequest
-	35, // 48: countersign.directory.v1.Administration.Keys:input_type -> countersign.directory.v1.KeysRequest
-	37, // 49: countersign.directory.v1.Administration.Status:input_type -> countersign.directory.v1.StatusRequest
-	39, // 50: countersign.directory.v1.Administration.SetSite:input_type -> countersign.directory.v1.SetSiteRequest
-	41, // 51: countersign.directory.v1.Administration.Suspend:input_type -> countersign.directory.v1.MemberRequest
-	41, // 52: countersign.directory.v1.Administration.Resume:input_type -> countersign.directory.v1.MemberRequest
-	41, // 53: countersign.directory.v1.Administration.Revoke:input_type -> countersign.directory.v1.MemberRequest
-	41, // 54: countersign.directory.v1.Administration.Remove:input_type -> countersign.directory.v1.MemberRequest
-	43, // 55: countersign.directory.v1.Administration.Rotate:input_type -> countersign.directory.v1.RotateRequest
-	44, // 56: countersign.directory.v1.Administration.RotateDirectoryKey:input_type -> countersign.directory.v1.RotateDirectoryKeyRequest
-	17, // 57: countersign.directory.v1.Enrolment.Join:output_type -> countersign.directory.v1.JoinResponse
-	19, // 58: countersign.directory.v1.Membership.Renew:output_type -> countersign.directory.v1.RenewResponse
-	22, // 59: countersign.directory.v1.Membership.Publish:output_type -> countersign.directory.v1.PublishResponse
-	24, // 60: countersign.directory.v1.Membership.Ack:output_type -> countersign.directory.v1.AckResponse
-	26, // 61: countersign.directory.v1.Membership.RotateOwn:output_type -> countersign.directory.v1.RotateResponse
-	28, // 62: countersign.directory.v1.Membership.Watch:output_type -> countersign.directory.v1.Update
-	30, // 63: countersign.directory.v1.Administration.Invite:output_type -> countersign.directory.v1.InviteResponse
-	32, // 64: countersign.directory.v1.Administration.List:output_type -> countersign.directory.v1.ListResponse
-	36, // 65: countersign.directory.v1.Administration.Keys:output_type -> countersign.directory.v1.KeysResponse
-	38, // 66: countersign.directory.v1.Administration.Status:output_type -> countersign.directory.v1.StatusResponse
-	40, // 67: countersign.directory.v1.Administration.SetSite:output_type -> countersign.directory.v1.SetSiteResponse
-	42, // 68: countersign.directory.v1.Administration.Suspend:output_type -> countersign.directory.v1.ChangeResponse
-	42, // 69: countersign.directory.v1.Administration.Resume:output_type -> countersign.directory.v1.ChangeResponse
-	42, // 70: countersign.directory.v1.Administration.Revoke:output_type -> countersign.directory.v1.ChangeResponse
-	42, // 71: countersign.directory.v1.Administration.Remove:output_type -> countersign.directory.v1.ChangeResponse
-	26, // 72: countersign.directory.v1.Administration.Rotate:output_type -> countersign.directory.v1.RotateResponse
-	42, // 73: countersign.directory.v1.Administration.RotateDirectoryKey:output_type -> countersign.directory.v1.ChangeResponse
-	57, // [57:74] is the sub-list for method output_type
-	40, // [40:57] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	1,  // 7: countersign.directory.v1.Key.state:type_name -> countersign.directory.v1.KeyState
+	4,  // 8: countersign.directory.v1.KeyStatement.id:type_name -> countersign.directory.v1.KeyID
+	4,  // 9: countersign.directory.v1.Envelope.id:type_name -> countersign.directory.v1.KeyID
+	28, // 10: countersign.directory.v1.JoinResponse.update:type_name -> countersign.directory.v1.Update
+	15, // 11: countersign.directory.v1.RenewRequest.proof:type_name -> countersign.directory.v1.Proof
+	15, // 12: countersign.directory.v1.PublishRequest.proof:type_name -> countersign.directory.v1.Proof
+	21, // 13: countersign.directory.v1.PublishRequest.keys:type_name -> countersign.directory.v1.Publication
+	14, // 14: countersign.directory.v1.Publication.envelopes:type_name -> countersign.directory.v1.Envelope
+	15, // 15: countersign.directory.v1.AckRequest.proof:type_name -> countersign.directory.v1.Proof
+	4,  // 16: countersign.directory.v1.AckRequest.missing:type_name -> countersign.directory.v1.KeyID
+	15, // 17: countersign.directory.v1.RotateOwnRequest.proof:type_name -> countersign.directory.v1.Proof
+	0,  // 18: countersign.directory.v1.RotateOwnRequest.suite:type_name -> countersign.directory.v1.Suite
+	7,  // 19: countersign.directory.v1.Update.header:type_name -> countersign.directory.v1.SignedHeader
+	8,  // 20: countersign.directory.v1.Update.chain:type_name -> countersign.directory.v1.KeyLink
+	14, // 21: countersign.directory.v1.Update.envelopes:type_name -> countersign.directory.v1.Envelope
+	3,  // 22: countersign.directory.v1.InviteRequest.role:type_name -> countersign.directory.v1.Role
+	0,  // 23: countersign.directory.v1.InviteRequest.suites:type_name -> countersign.directory.v1.Suite
+	33, // 24: countersign.directory.v1.ListResponse.members:type_name -> countersign.directory.v1.MemberStatus
+	34, // 25: countersign.directory.v1.ListResponse.invitations:type_name -> countersign.directory.v1.Invitation
+	13, // 26: countersign.directory.v1.ListResponse.sites:type_name -> countersign.directory.v1.Site
+	10, // 27: countersign.directory.v1.MemberStatus.member:type_name -> countersign.directory.v1.Member
+	4,  // 28: countersign.directory.v1.MemberStatus.waiting_for:type_name -> countersign.directory.v1.KeyID
+	3,  // 29: countersign.directory.v1.Invitation.role:type_name -> countersign.directory.v1.Role
+	0,  // 30: countersign.directory.v1.Invitation.suites:type_name -> countersign.directory.v1.Suite
+	11, // 31: countersign.directory.v1.KeysResponse.keys:type_name -> countersign.directory.v1.Key
+	13, // 32: countersign.directory.v1.SetSiteRequest.site:type_name -> countersign.directory.v1.Site
+	0,  // 33: countersign.directory.v1.RotateRequest.suite:type_name -> countersign.directory.v1.Suite
+	4,  // 34: countersign.directory.v1.Rollout.id:type_name -> countersign.directory.v1.KeyID
+	49, // 35: countersign.directory.v1.Rollout.pending:type_name -> countersign.directory.v1.Rollout.PendingEntry
+	14, // 36: countersign.directory.v1.StoredEnvelope.envelope:type_name -> countersign.directory.v1.Envelope
+	16, // 37: countersign.directory.v1.Enrolment.Join:input_type -> countersign.directory.v1.JoinRequest
+	18, // 38: countersign.directory.v1.Membership.Renew:input_type -> countersign.directory.v1.RenewRequest
+	20, // 39: countersign.directory.v1.Membership.Publish:input_type -> countersign.directory.v1.PublishRequest
+	23, // 40: countersign.directory.v1.Membership.Ack:input_type -> countersign.directory.v1.AckRequest
+	25, // 41: countersign.directory.v1.Membership.RotateOwn:input_type -> countersign.directory.v1.RotateOwnRequest
+	27, // 42: countersign.directory.v1.Membership.Watch:input_type -> countersign.directory.v1.WatchRequest
+	29, // 43: countersign.directory.v1.Administration.Invite:input_type -> countersign.directory.v1.InviteRequest
+	31, // 44: countersign.directory.v1.Administration.List:input_type -> countersign.directory.v1.ListRequest
+	35, // 45: countersign.directory.v1.Administration.Keys:input_type -> countersign.directory.v1.KeysRequest
+	37, // 46: countersign.directory.v1.Administration.Status:input_type -> countersign.directory.v1.StatusRequest
+	39, // 47: countersign.directory.v1.Administration.SetSite:input_type -> countersign.directory.v1.SetSiteRequest
+	41, // 48: countersign.directory.v1.Administration.Suspend:input_type -> countersign.directory.v1.MemberRequest
+	41, // 49: countersign.directory.v1.Administration.Resume:input_type -> countersign.directory.v1.MemberRequest
+	41, // 50: countersign.directory.v1.Administration.Revoke:input_type -> countersign.directory.v1.MemberRequest
+	41, // 51: countersign.directory.v1.Administration.Remove:input_type -> countersign.directory.v1.MemberRequest
+	43, // 52: countersign.directory.v1.Administration.Rotate:input_type -> countersign.directory.v1.RotateRequest
+	44, // 53: countersign.directory.v1.Administration.RotateDirectoryKey:input_type -> countersign.directory.v1.RotateDirectoryKeyRequest
+	17, // 54: countersign.directory.v1.Enrolment.Join:output_type -> countersign.directory.v1.JoinResponse
+	19, // 55: countersign.directory.v1.Membership.Renew:output_type -> countersign.directory.v1.RenewResponse
+	22, // 56: countersign.directory.v1.Membership.Publish:output_type -> countersign.directory.v1.PublishResponse
+	24, // 57: countersign.directory.v1.Membership.Ack:output_type -> countersign.directory.v1.AckResponse
+	26, // 58: countersign.directory.v1.Membership.RotateOwn:output_type -> countersign.directory.v1.RotateResponse
+	28, // 59: countersign.directory.v1.Membership.Watch:output_type -> countersign.directory.v1.Update
+	30, // 60: countersign.directory.v1.Administration.Invite:output_type -> countersign.directory.v1.InviteResponse
+	32, // 61: countersign.directory.v1.Administration.List:output_type -> countersign.directory.v1.ListResponse
+	36, // 62: countersign.directory.v1.Administration.Keys:output_type -> countersign.directory.v1.KeysResponse
+	38, // 63: countersign.directory.v1.Administration.Status:output_type -> countersign.directory.v1.StatusResponse
+	40, // 64: countersign.directory.v1.Administration.SetSite:output_type -> countersign.directory.v1.SetSiteResponse
+	42, // 65: countersign.directory.v1.Administration.Suspend:output_type -> countersign.directory.v1.ChangeResponse
+	42, // 66: countersign.directory.v1.Administration.Resume:output_type -> countersign.directory.v1.ChangeResponse
+	42, // 67: countersign.directory.v1.Administration.Revoke:output_type -> countersign.directory.v1.ChangeResponse
+	42, // 68: countersign.directory.v1.Administration.Remove:output_type -> countersign.directory.v1.ChangeResponse
+	26, // 69: countersign.directory.v1.Administration.Rotate:output_type -> countersign.directory.v1.RotateResponse
+	42, // 70: countersign.directory.v1.Administration.RotateDirectoryKey:output_type -> countersign.directory.v1.ChangeResponse
+	54, // [54:71] is the sub-list for method output_type
+	37, // [37:54] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_directory_proto_init() }
@@ -3437,7 +3504,7 @@ func file_directory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_directory_proto_rawDesc), len(file_directory_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   45,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
