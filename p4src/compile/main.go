@@ -24,7 +24,7 @@ func run() error {
 	if err != nil {
 		return fmt.Errorf("p4c-bm2-ss is not on the PATH; the compiled program in p4src/build is checked in and needs no compiler: %w", err)
 	}
-	version, err := exec.Command(compiler, "--version").Output()
+	version, err := exec.Command(compiler, "--version").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%s --version: %w", compiler, err)
 	}
@@ -56,7 +56,7 @@ func run() error {
 	if err := os.WriteFile("p4src/build/countersign.p4info.txtpb", p4info, 0o644); err != nil {
 		return err
 	}
-	fields := strings.Fields(string(version))
+	fields := strings.Fields(strings.TrimPrefix(string(version), "p4c-bm2-ss"))
 	s, err := stamp.Of(os.DirFS("p4src"), strings.Join(fields, " "))
 	if err != nil {
 		return err

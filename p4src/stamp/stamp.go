@@ -3,6 +3,7 @@
 package stamp
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -69,7 +70,9 @@ func Check(fsys fs.FS, stamp string) error {
 // it and change with every comment, one top-level element a line.
 func Strip(data []byte) ([]byte, error) {
 	var program map[string]any
-	if err := json.Unmarshal(data, &program); err != nil {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	if err := d.Decode(&program); err != nil {
 		return nil, fmt.Errorf("compiled program: %w", err)
 	}
 	keys := make([]string, 0, len(program))
