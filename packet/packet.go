@@ -333,7 +333,7 @@ func (v *View) parse4(frame []byte, c Carrier) Anomaly {
 		return a
 	}
 	kind, low, high := v.session()
-	v.Tuple, v.SrcIsLow = tag.NewTuple4(v.Protocol, kind, src, dst, low, high)
+	v.SrcIsLow = v.Tuple.Set4(v.Protocol, kind, src, dst, low, high)
 	return None
 }
 
@@ -378,7 +378,7 @@ func (v *View) parse6(frame []byte, c Carrier) Anomaly {
 		return a
 	}
 	kind, low, high := v.session()
-	v.Tuple, v.SrcIsLow = tag.NewTuple6(v.Protocol, kind, srcHi, srcLo, dstHi, dstLo, low, high)
+	v.SrcIsLow = v.Tuple.Set6(v.Protocol, kind, srcHi, srcLo, dstHi, dstLo, low, high)
 	return None
 }
 
@@ -571,10 +571,8 @@ func judge4(src, dst uint32) (f Flags) {
 	if net := dst >> 24; net == 0 || net == 127 || net >= 240 && dst != broadcast {
 		f |= Martian
 	}
-	for _, a := range [...]uint32{src, dst} {
-		if a>>16 == 0xa9fe || a>>28 == 0xe || a == broadcast {
-			f |= LinkScope
-		}
+	if linkScope4(src) || linkScope4(dst) {
+		f |= LinkScope
 	}
 	if src == dst {
 		f |= LAND
@@ -582,21 +580,30 @@ func judge4(src, dst uint32) (f Flags) {
 	return f
 }
 
+// linkScope4: 169.254/16, 224/4 and 255.255.255.255.
+func linkScope4(a uint32) bool {
+	return a>>16 == 0xa9fe || a>>28 == 0xe || a == 0xffffffff
+}
+
 // judge6 is judge4 for IPv6.
 func judge6(srcHi, srcLo, dstHi, dstLo uint64) (f Flags) {
-	for _, a := range [...][2]uint64{{srcHi, srcLo}, {dstHi, dstLo}} {
-		if a[0] == 0 && (a[1] <= 1 || a[1]>>32 == 0xffff) {
-			f |= Martian
-		}
-		if a[0]>>54 == 0xfe80>>6 || a[0]>>56 == 0xff {
-			f |= LinkScope
-		}
+	if martian6(srcHi, srcLo) || martian6(dstHi, dstLo) {
+		f |= Martian
+	}
+	if linkScope6(srcHi) || linkScope6(dstHi) {
+		f |= LinkScope
 	}
 	if srcHi == dstHi && srcLo == dstLo {
 		f |= LAND
 	}
 	return f
 }
+
+// martian6: ::, ::1 and ::ffff:0:0/96.
+func martian6(hi, lo uint64) bool { return hi == 0 && (lo <= 1 || lo>>32 == 0xffff) }
+
+// linkScope6: fe80::/10 and ff00::/8.
+func linkScope6(hi uint64) bool { return hi>>54 == 0xfe80>>6 || hi>>56 == 0xff }
 
 func be16(b []byte) uint16 { return binary.BigEndian.Uint16(b) }
 func be32(b []byte) uint32 { return binary.BigEndian.Uint32(b) }

@@ -31,13 +31,15 @@ var testKeys = sync.OnceValue(func() map[Suite]*IssueKey {
 })
 
 func testTuple() *Tuple {
-	t, _ := NewTuple4(6, KindPorts, 0x0a000001, 0x0a000002, 40000, 443)
-	return &t
+	t := new(Tuple)
+	t.Set4(6, KindPorts, 0x0a000001, 0x0a000002, 40000, 443)
+	return t
 }
 
 func TestKeysIssueAndVerifyAfterEncoding(t *testing.T) {
 	tuple := testTuple()
-	other, _ := NewTuple4(6, KindPorts, 0x0a000001, 0x0a000002, 40001, 443)
+	var other Tuple
+	other.Set4(6, KindPorts, 0x0a000001, 0x0a000002, 40001, 443)
 	for s, key := range testKeys() {
 		secret, err := key.Bytes()
 		if err != nil {

@@ -39,7 +39,7 @@ var Suites = [...]Suite{Siphash, Ed25519, RSA2048}
 
 var suiteNames = [...]string{Siphash: "siphash", Ed25519: "ed25519", RSA2048: "rsa2048"}
 
-var sealedLens = [...]int{Siphash: 0, Ed25519: 64, RSA2048: rsaLen}
+var tagLens = [...]uint16{Siphash: HeaderLen, Ed25519: HeaderLen + 64, RSA2048: MaxLen}
 
 // Valid reports whether s is a suite of this version.
 func (s Suite) Valid() bool { return s >= Siphash && s <= RSA2048 }
@@ -76,17 +76,17 @@ func (s *Suite) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// SealedLen is the length in bytes of the sealed nonce: 0, 64 or 256. It is 0
-// for an unknown suite.
-func (s Suite) SealedLen() int {
-	if s.Valid() {
-		return sealedLens[s]
+// TagLen is the length in bytes of a whole tag: 28, 92 or 284. It is 0 for an
+// unknown suite.
+func (s Suite) TagLen() int {
+	if !s.Valid() {
+		return 0
 	}
-	return 0
+	return int(tagLens[s])
 }
 
-// TagLen is the length in bytes of a whole tag: 28, 92 or 284.
-func (s Suite) TagLen() int { return HeaderLen + s.SealedLen() }
+// SealedLen is the length in bytes of the sealed nonce: 0, 64 or 256.
+func (s Suite) SealedLen() int { return max(s.TagLen()-HeaderLen, 0) }
 
 // Words is the tag's Length field: TagLen in words of 4 bytes.
 func (s Suite) Words() uint8 { return uint8(s.TagLen() / 4) }
@@ -166,12 +166,13 @@ func (h *Header) Decode(b []byte, carrierProtocol, family uint8) error {
 	h.Nonce = binary.BigEndian.Uint64(b[12:])
 	h.Digest = binary.BigEndian.Uint64(b[20:])
 	h.Sealed = nil
+	n := h.Suite.TagLen()
 	switch {
 	case h.Version != Version:
 		return errVersion
-	case !h.Suite.Valid():
+	case n == 0:
 		return errSuite
-	case h.Length != h.Suite.Words():
+	case int(h.Length)*4 != n:
 		return errLength
 	case h.Flags&^FlagEcho != 0:
 		return errFlags
@@ -183,7 +184,6 @@ func (h *Header) Decode(b []byte, carrierProtocol, family uint8) error {
 		family == 4 && (h.NextHeader == 43 || h.NextHeader == 60):
 		return errNextHeader
 	}
-	n := h.Suite.TagLen()
 	if len(b) < n {
 		return errShort
 	}

@@ -138,8 +138,10 @@ func TestHotPathAllocatesNothing(t *testing.T) {
 	key := NewSiphashKey(MACKey{1, 2, 3})
 	verifier := key.Verifier()
 	tuples := map[string]Tuple{}
-	tuples["IPv4"], _ = NewTuple4(6, KindPorts, 1, 2, 3, 4)
-	tuples["IPv6"], _ = NewTuple6(6, KindPorts, 1, 2, 3, 4, 5, 6)
+	var t4, t6 Tuple
+	t4.Set4(6, KindPorts, 1, 2, 3, 4)
+	t6.Set6(6, KindPorts, 1, 2, 3, 4, 5, 6)
+	tuples["IPv4"], tuples["IPv6"] = t4, t6
 	wire := wellFormed(Siphash)
 	bad := append([]byte{}, wire...)
 	bad[2] = 0

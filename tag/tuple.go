@@ -31,17 +31,19 @@ type Tuple struct {
 // as IPv6. For KindFragment the ports are the halves of the 32-bit
 // identification, high half first, and stay where they are.
 func NewTuple(protocol uint8, kind uint16, src, dst netip.Addr, srcPort, dstPort uint16) (t Tuple, srcIsLow bool) {
+	be := binary.BigEndian
 	if src.Is4() && dst.Is4() {
 		s, d := src.As4(), dst.As4()
-		return NewTuple4(protocol, kind, binary.BigEndian.Uint32(s[:]), binary.BigEndian.Uint32(d[:]), srcPort, dstPort)
+		srcIsLow = t.Set4(protocol, kind, be.Uint32(s[:]), be.Uint32(d[:]), srcPort, dstPort)
+		return t, srcIsLow
 	}
 	s, d := src.As16(), dst.As16()
-	be := binary.BigEndian
-	return NewTuple6(protocol, kind, be.Uint64(s[:]), be.Uint64(s[8:]), be.Uint64(d[:]), be.Uint64(d[8:]), srcPort, dstPort)
+	srcIsLow = t.Set6(protocol, kind, be.Uint64(s[:]), be.Uint64(s[8:]), be.Uint64(d[:]), be.Uint64(d[8:]), srcPort, dstPort)
+	return t, srcIsLow
 }
 
-// NewTuple4 is NewTuple for IPv4 addresses as integers.
-func NewTuple4(protocol uint8, kind uint16, src, dst uint32, srcPort, dstPort uint16) (t Tuple, srcIsLow bool) {
+// Set4 is NewTuple in place, for IPv4 addresses as integers.
+func (t *Tuple) Set4(protocol uint8, kind uint16, src, dst uint32, srcPort, dstPort uint16) (srcIsLow bool) {
 	srcIsLow = src < dst || src == dst && (srcPort <= dstPort || kind == KindFragment)
 	if !srcIsLow {
 		src, dst = dst, src
@@ -50,12 +52,12 @@ func NewTuple4(protocol uint8, kind uint16, src, dst uint32, srcPort, dstPort ui
 		}
 	}
 	t.W2 = uint64(protocol)<<56 | 4<<48 | uint64(kind)<<32 | uint64(srcPort)<<16 | uint64(dstPort)
-	t.A[0] = uint64(src)<<32 | uint64(dst)
-	return t, srcIsLow
+	t.A[0], t.A[1], t.A[2], t.A[3] = uint64(src)<<32|uint64(dst), 0, 0, 0
+	return srcIsLow
 }
 
-// NewTuple6 is NewTuple for IPv6 addresses as pairs of integers.
-func NewTuple6(protocol uint8, kind uint16, srcHi, srcLo, dstHi, dstLo uint64, srcPort, dstPort uint16) (t Tuple, srcIsLow bool) {
+// Set6 is NewTuple in place, for IPv6 addresses as pairs of integers.
+func (t *Tuple) Set6(protocol uint8, kind uint16, srcHi, srcLo, dstHi, dstLo uint64, srcPort, dstPort uint16) (srcIsLow bool) {
 	switch {
 	case srcHi != dstHi:
 		srcIsLow = srcHi < dstHi
@@ -71,8 +73,8 @@ func NewTuple6(protocol uint8, kind uint16, srcHi, srcLo, dstHi, dstLo uint64, s
 		}
 	}
 	t.W2 = uint64(protocol)<<56 | 6<<48 | uint64(kind)<<32 | uint64(srcPort)<<16 | uint64(dstPort)
-	t.A = [4]uint64{srcHi, srcLo, dstHi, dstLo}
-	return t, srcIsLow
+	t.A[0], t.A[1], t.A[2], t.A[3] = srcHi, srcLo, dstHi, dstLo
+	return srcIsLow
 }
 
 // Protocol is the transport protocol of M.
