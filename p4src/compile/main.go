@@ -56,8 +56,10 @@ func run() error {
 	if err := os.WriteFile("p4src/build/countersign.p4info.txtpb", p4info, 0o644); err != nil {
 		return err
 	}
-	fields := strings.Fields(strings.TrimPrefix(string(version), "p4c-bm2-ss"))
-	s, err := stamp.Of(os.DirFS("p4src"), strings.Join(fields, " "))
+	_, v, _ := strings.Cut(string(version), "Version ")
+	v, _, _ = strings.Cut(v, "
+")
+	s, err := stamp.Of(os.DirFS("p4src"), "p4c-bm2-ss "+strings.TrimSpace(v))
 	if err != nil {
 		return err
 	}
