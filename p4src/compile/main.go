@@ -57,8 +57,7 @@ func run() error {
 		return err
 	}
 	_, v, _ := strings.Cut(string(version), "Version ")
-	v, _, _ = strings.Cut(v, "
-")
+	v, _, _ = strings.Cut(v, "\n")
 	s, err := stamp.Of(os.DirFS("p4src"), "p4c-bm2-ss "+strings.TrimSpace(v))
 	if err != nil {
 		return err
