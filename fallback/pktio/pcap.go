@@ -21,6 +21,10 @@ import (
 // byte orders.
 const pcapngMagic = "\x0a\x0d\x0d\x0a"
 
+// maxCaptured is the longest packet of a capture that is read, in bytes: what
+// libpcap allows.
+const maxCaptured = 1 << 18
+
 // PcapReader reads the Ethernet frames of a pcap or pcapng capture. Not safe for
 // concurrent use; take it from [NewPcapReader].
 type PcapReader struct {
@@ -50,6 +54,7 @@ func NewPcapReader(r io.Reader) (*PcapReader, error) {
 		if err != nil {
 			return nil, fmt.Errorf("pcap header: %w", err)
 		}
+		pcap.SetSnaplen(maxCaptured)
 		link, p.next = pcap.LinkType(), pcap.ReadPacketData
 	}
 	if link != layers.LinkTypeEthernet {
@@ -86,7 +91,7 @@ type PcapWriter struct {
 func NewPcapWriter(w io.Writer) (*PcapWriter, error) {
 	buf := bufio.NewWriter(w)
 	p := &PcapWriter{buf: buf, w: pcapgo.NewWriterNanos(buf)}
-	if err := p.w.WriteFileHeader(MaxFrame, layers.LinkTypeEthernet); err != nil {
+	if err := p.w.WriteFileHeader(maxCaptured, layers.LinkTypeEthernet); err != nil {
 		return nil, fmt.Errorf("pcap header: %w", err)
 	}
 	return p, nil

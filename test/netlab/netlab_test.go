@@ -53,6 +53,7 @@ func helper() {
 	case "wait", "stubborn", "lab":
 		if mode == "stubborn" {
 			signal.Ignore(syscall.SIGTERM)
+			fmt.Println("ready")
 		}
 		if mode == "lab" {
 			lab, err := New()
@@ -344,8 +345,17 @@ func TestCloseEndsProcesses(t *testing.T) {
 	n := node(t, lab, "n")
 	var procs []*Process
 	for _, mode := range []string{"wait", "wait", "stubborn"} {
-		p, err := n.Start(helperCommand(mode))
+		cmd := helperCommand(mode)
+		out, in, err := os.Pipe()
 		must(t, err)
+		cmd.Stdout = in
+		p, err := n.Start(cmd)
+		must(t, err, in.Close())
+		if mode == "stubborn" {
+			_, err := fmt.Fscanln(out, new(string))
+			must(t, err)
+		}
+		must(t, out.Close())
 		procs = append(procs, p)
 	}
 	procs[0].Stop()
