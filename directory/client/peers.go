@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"countersign/directory"
 	"countersign/directory/authority"
@@ -87,7 +86,7 @@ func (c *Client) PeerName(state tls.ConnectionState) (string, error) {
 
 // JoinOperator redeems a token for an operator or reader and writes the
 // credential to a file.
-func JoinOperator(ctx context.Context, token, path string) error {
+func JoinOperator(ctx context.Context, token, path string, clk clock.Clock) error {
 	t, err := authority.ParseToken(token)
 	if err != nil {
 		return err
@@ -99,7 +98,7 @@ func JoinOperator(ctx context.Context, token, path string) error {
 	if err != nil {
 		return err
 	}
-	conn, err := grpc.NewClient(t.Address, grpc.WithTransportCredentials(credentials.NewTLS(t.JoinTLS(time.Now))))
+	conn, err := grpc.NewClient(t.Address, grpc.WithTransportCredentials(credentials.NewTLS(t.JoinTLS(clk.Now))))
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}

@@ -77,7 +77,7 @@ func (c *Client) follow(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-c.cfg.Clock.After(pause/2 + mathrand.N(pause/2)):
+		case <-c.cfg.Clock.At(c.cfg.Clock.Now().Add(pause/2 + mathrand.N(pause/2))):
 		}
 		pause = min(2*pause, backoffMax)
 	}
@@ -201,21 +201,22 @@ func (c *Client) maintain(ctx context.Context) error {
 				err = errors.Join(err, step(ctx))
 			}
 		}
-		wait := c.untilDue(rotateAt)
+		due := c.dueAt(rotateAt)
 		if err != nil {
-			if ctx.Err() == nil && status.Code(errors.Unwrap(err)) != codes.FailedPrecondition {
+			if ctx.Err() == nil && status.Code(err) != codes.FailedPrecondition {
 				c.cfg.Log.Warn("directory_request_failed", "error", err)
 			}
-			wait = min(wait, retryChange)
+			pause := retryChange
 			if c.cfg.RotateEvery > 0 {
-				wait = min(wait, max(c.cfg.RotateEvery/10, backoffMin))
+				pause = min(pause, max(c.cfg.RotateEvery/10, backoffMin))
 			}
+			due = c.cfg.Clock.Now().Add(pause)
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-c.poke:
-		case <-c.cfg.Clock.After(max(wait, time.Millisecond)):
+		case <-c.cfg.Clock.At(due):
 		}
 	}
 }
@@ -228,28 +229,29 @@ func (c *Client) nextRotation() time.Time {
 	return c.cfg.Clock.Now().Add(c.cfg.RotateEvery - jitter/2 + mathrand.N(jitter))
 }
 
-// untilDue is how long maintain may sleep.
-func (c *Client) untilDue(rotateAt time.Time) time.Duration {
+// dueAt is until when maintain may sleep.
+func (c *Client) dueAt(rotateAt time.Time) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.cfg.Clock.Now()
-	at := c.snapshot.Expiry
-	if !now.Before(at) {
-		at = now.Add(time.Hour)
-	}
-	due := []time.Time{rotateAt}
-	if c.conn != nil {
-		due = append(due, renewAt(c.identity), c.codeSince.Add(c.cfg.CodeEvery))
-	}
-	for _, t := range due {
-		if !t.IsZero() && t.Before(at) {
+	at := c.cfg.Clock.Now().Add(time.Hour)
+	take := func(t time.Time) {
+		if t.Before(at) {
 			at = t
 		}
 	}
-	if c.conn == nil && !now.Before(at) {
-		return time.Hour // nothing can be done until wake
+	if c.cfg.Clock.Now().Before(c.snapshot.Expiry) {
+		take(c.snapshot.Expiry)
 	}
-	return at.Sub(now)
+	if c.conn != nil {
+		take(renewAt(c.identity))
+		if c.confirmed {
+			take(c.codeSince.Add(c.cfg.CodeEvery))
+		}
+		if !rotateAt.IsZero() {
+			take(rotateAt)
+		}
+	}
+	return at
 }
 
 // renewAt is when the certificate is renewed: before half of its life, with a

@@ -10,8 +10,9 @@ import (
 // Clock tells the time and wakes. Implementations are safe for concurrent use.
 type Clock interface {
 	Now() time.Time
-	// After delivers once, when d has passed; at once where d is not positive.
-	After(d time.Duration) <-chan time.Time
+	// At delivers once, when it is t; at once where it is already. A moment
+	// instead of a duration leaves no gap between Now and the wait.
+	At(t time.Time) <-chan time.Time
 }
 
 // System is the machine's clock. The zero value is ready.
@@ -20,8 +21,8 @@ type System struct{}
 // Now implements Clock.
 func (System) Now() time.Time { return time.Now() }
 
-// After implements Clock.
-func (System) After(d time.Duration) <-chan time.Time { return time.After(d) }
+// At implements Clock.
+func (System) At(t time.Time) <-chan time.Time { return time.After(time.Until(t)) }
 
 // Fake is a clock that only Advance moves. Make it with NewFake; it is safe for
 // concurrent use.
@@ -43,15 +44,15 @@ func (f *Fake) Now() time.Time {
 	return f.now
 }
 
-// After implements Clock.
-func (f *Fake) After(d time.Duration) <-chan time.Time {
+// At implements Clock.
+func (f *Fake) At(t time.Time) <-chan time.Time {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	ch := make(chan time.Time, 1)
-	if d <= 0 {
+	if !t.After(f.now) {
 		ch <- f.now
 	} else {
-		f.alarms[ch] = f.now.Add(d)
+		f.alarms[ch] = t
 	}
 	return ch
 }

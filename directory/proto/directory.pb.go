@@ -2427,6 +2427,7 @@ type StatusResponse struct {
 	Behind         []string               `protobuf:"bytes,9,rep,name=behind,proto3" json:"behind,omitempty"`
 	Alarms         []string               `protobuf:"bytes,10,rep,name=alarms,proto3" json:"alarms,omitempty"`
 	ForcedVersion  uint64                 `protobuf:"varint,11,opt,name=forced_version,json=forcedVersion,proto3" json:"forced_version,omitempty"`
+	Reserves       uint32                 `protobuf:"varint,12,opt,name=reserves,proto3" json:"reserves,omitempty"` // keys kept for a forced switch
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -2534,6 +2535,13 @@ func (x *StatusResponse) GetAlarms() []string {
 func (x *StatusResponse) GetForcedVersion() uint64 {
 	if x != nil {
 		return x.ForcedVersion
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetReserves() uint32 {
+	if x != nil {
+		return x.Reserves
 	}
 	return 0
 }
@@ -3248,7 +3256,7 @@ const file_directory_proto_rawDesc = "" +
 	"\vKeysRequest\"A\n" +
 	"\fKeysResponse\x121\n" +
 	"\x04keys\x18\x01 \x03(\v2\x1d.countersign.directory.v1.KeyR\x04keys\"\x0f\n" +
-	"\rStatusRequest\"\xea\x02\n" +
+	"\rStatusRequest\"\x86\x03\n" +
 	"\x0eStatusResponse\x12\x1a\n" +
 	"\balliance\x18\x01 \x01(\tR\balliance\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1a\n" +
@@ -3261,7 +3269,8 @@ const file_directory_proto_rawDesc = "" +
 	"\x06behind\x18\t \x03(\tR\x06behind\x12\x16\n" +
 	"\x06alarms\x18\n" +
 	" \x03(\tR\x06alarms\x12%\n" +
-	"\x0eforced_version\x18\v \x01(\x04R\rforcedVersion\"D\n" +
+	"\x0eforced_version\x18\v \x01(\x04R\rforcedVersion\x12\x1a\n" +
+	"\breserves\x18\f \x01(\rR\breserves\"D\n" +
 	"\x0eSetSiteRequest\x122\n" +
 	"\x04site\x18\x01 \x01(\v2\x1e.countersign.directory.v1.SiteR\x04site\"-\n" +
 	"\x0fSetSiteResponse\x12\x1a\n" +

@@ -131,15 +131,24 @@ func (t *tx) setState(k *key, state pb.KeyState, d time.Duration, forced bool) e
 	}
 	if !live(state) && live(k.State) {
 		t.rollouts.drop(k.id)
-		for _, r := range t.records.all {
-			if m := r.Body.GetMember(); m != nil {
-				t.erase = append(t.erase, envelopeKey(m.Name, k.id))
-			}
-		}
+		t.eraseEnvelopes(k.id)
 	}
 	t.event(slog.LevelInfo, "key_state", "member", k.member, "key", k.id.String(), "from", directory.KeyState(k.State).String(),
 		"to", directory.KeyState(state).String(), "forced", forced)
 	return t.putKey(c)
+}
+
+func (t *tx) eraseEnvelopes(id tag.KeyID) {
+	for _, r := range t.records.all {
+		if m := r.Body.GetMember(); m != nil {
+			t.erase = append(t.erase, envelopeKey(m.Name, id))
+		}
+	}
+}
+
+func (t *tx) dropReserve(id tag.KeyID) {
+	t.reserves.drop(id)
+	t.eraseEnvelopes(id)
 }
 
 func receives(issuer *pb.Member, recipient string) bool {
@@ -338,14 +347,16 @@ func (t *tx) takeStatement(m *pb.Member, id tag.KeyID, p *pb.Publication) error 
 	}
 	mine := func(k *key) bool { return k.member == m.Name && k.id.Suite == id.Suite }
 	if p.Reserve {
-		n := 0
+		var older []tag.KeyID
 		for other := range t.reserves.all {
 			if other.Suite == id.Suite && slices.Contains(m.Unids, other.UNID) {
-				n++
+				older = append(older, other)
 			}
 		}
-		if n >= maxUnused {
-			return status.Errorf(codes.ResourceExhausted, "%d reserve keys of %s in suite %v", n, m.Name, id.Suite)
+		if len(older) >= maxUnused { // their issuer has lost them
+			for _, id := range older {
+				t.dropReserve(id)
+			}
 		}
 		t.reserves.put(id, &pb.Reserve{Statement: p.Statement, Signature: p.Signature})
 		return nil
@@ -486,7 +497,7 @@ func (t *tx) exclude(name string, to pb.MemberState) error {
 	t.forced = true
 	for id := range t.reserves.all {
 		if slices.Contains(m.Unids, id.UNID) {
-			t.reserves.drop(id)
+			t.dropReserve(id)
 		}
 	}
 	lost := map[slot]bool{}

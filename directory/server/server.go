@@ -217,7 +217,7 @@ func (s *Server) commitAll(ctx context.Context, ready chan struct{}) error {
 				s.cfg.Log.Error("commit_failed", "error", err)
 				select {
 				case <-ctx.Done():
-				case <-s.cfg.Clock.After(commitRetry):
+				case <-s.cfg.Clock.At(s.cfg.Clock.Now().Add(commitRetry)):
 				}
 				break
 			}
@@ -268,16 +268,14 @@ func (s *Server) wakeAll() {
 // advance, or a bundle to refresh. ok is false where the watch has ended.
 func (s *Server) gather(ctx context.Context, watch <-chan store.Batch) (batch []*request, ok bool, err error) {
 	for {
-		var timer <-chan time.Time
-		wait := s.wait()
-		if wait <= 0 {
+		at := s.dueAt()
+		if !at.After(s.cfg.Clock.Now()) {
 			return nil, true, nil
 		}
-		timer = s.cfg.Clock.After(wait)
 		select {
 		case <-ctx.Done():
 			return nil, false, ctx.Err()
-		case <-timer:
+		case <-s.cfg.Clock.At(at):
 			return nil, true, nil
 		case b, open := <-watch:
 			if !open {
@@ -302,16 +300,16 @@ func (s *Server) gather(ctx context.Context, watch <-chan store.Batch) (batch []
 	}
 }
 
-// wait is how long nothing is due by itself.
-func (s *Server) wait() time.Duration {
+// dueAt is when something is due by itself, the zero time for now.
+func (s *Server) dueAt() time.Time {
 	if s.state.header == nil {
-		return 0
+		return time.Time{}
 	}
 	at := s.refreshAt()
 	if due := s.state.due(); !due.IsZero() && due.Before(at) {
-		at = due
+		return due
 	}
-	return at.Sub(s.cfg.Clock.Now())
+	return at
 }
 
 // refreshAt is when the bundle is signed anew although nothing has changed: at

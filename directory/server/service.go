@@ -324,7 +324,7 @@ func (m *membership) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServ
 	pos := &position{version: req.Version, sequence: req.Sequence, key: req.DirectoryKey}
 	s.arrive(c.name, 1)
 	defer s.arrive(c.name, -1)
-	expiry := s.cfg.Clock.After(c.expires.Sub(s.cfg.Clock.Now()))
+	expiry := s.cfg.Clock.At(c.expires)
 	for {
 		u, wake, err := s.updateSince(stream.Context(), c.name, pos)
 		if err != nil {
@@ -572,6 +572,9 @@ func (a *administration) Status(context.Context, *pb.StatusRequest) (*pb.StatusR
 		if acct.Alarm {
 			resp.Alarms = append(resp.Alarms, name)
 		}
+	}
+	for range s.state.reserves.all {
+		resp.Reserves++
 	}
 	slices.Sort(resp.Behind)
 	slices.Sort(resp.Alarms)
