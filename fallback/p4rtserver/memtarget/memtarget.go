@@ -60,13 +60,13 @@ func (t *Target) Load(cfg *p4v1.ForwardingPipelineConfig, up p4rtserver.Upcalls)
 	}
 	var cells int64
 	for _, c := range cfg.GetP4Info().GetCounters() {
-		if cells += min(c.GetSize(), maxCells); cells > maxCells {
+		if cells += min(c.GetSize(), maxCells+1); cells > maxCells {
 			return nil, fmt.Errorf("counters: %w: more than %d cells", p4rtserver.ErrResourceExhausted, maxCells)
 		}
 		p.counters[c.GetPreamble().GetId()] = make([]p4rtserver.CounterData, c.GetSize())
 	}
 	for _, m := range cfg.GetP4Info().GetMeters() {
-		if cells += min(m.GetSize(), maxCells); cells > maxCells {
+		if cells += min(m.GetSize(), maxCells+1); cells > maxCells {
 			return nil, fmt.Errorf("meters: %w: more than %d cells", p4rtserver.ErrResourceExhausted, maxCells)
 		}
 		p.meters[m.GetPreamble().GetId()] = make([]*p4rtserver.MeterConfig, m.GetSize())
