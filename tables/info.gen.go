@@ -2,78 +2,28 @@
 
 package tables
 
-// Ids, full names and sizes in entries of the tables.
+// Ids of the tables.
 const (
-	PortTableID   uint32 = 0x02000101
-	PortTableName        = "CountersignIngress.port.port"
-	PortTableSize        = 512
-
-	IssuerKeyTableID   uint32 = 0x02000201
-	IssuerKeyTableName        = "CountersignIngress.issuer_key.issuer_key"
-	IssuerKeyTableSize        = 65536
-
-	VouchedV4TableID   uint32 = 0x02000301
-	VouchedV4TableName        = "CountersignIngress.vouched.vouched_v4"
-	VouchedV4TableSize        = 1048576
-
-	VouchedV6TableID   uint32 = 0x02000302
-	VouchedV6TableName        = "CountersignIngress.vouched.vouched_v6"
-	VouchedV6TableSize        = 1048576
-
-	EgressPortV4TableID   uint32 = 0x02000401
-	EgressPortV4TableName        = "CountersignIngress.egress_port.egress_port_v4"
-	EgressPortV4TableSize        = 65536
-
-	EgressPortV6TableID   uint32 = 0x02000402
-	EgressPortV6TableName        = "CountersignIngress.egress_port.egress_port_v6"
-	EgressPortV6TableSize        = 65536
-
-	CrossConnectTableID   uint32 = 0x02000403
-	CrossConnectTableName        = "CountersignIngress.egress_port.cross_connect"
-	CrossConnectTableSize        = 512
-
-	DeliveredV4TableID   uint32 = 0x02000501
-	DeliveredV4TableName        = "CountersignIngress.delivered.delivered_v4"
-	DeliveredV4TableSize        = 1048576
-
-	DeliveredV6TableID   uint32 = 0x02000502
-	DeliveredV6TableName        = "CountersignIngress.delivered.delivered_v6"
-	DeliveredV6TableSize        = 1048576
-
-	SessionV4TableID   uint32 = 0x02000601
-	SessionV4TableName        = "CountersignIngress.session.session_v4"
-	SessionV4TableSize        = 4194304
-
-	SessionV6TableID   uint32 = 0x02000602
-	SessionV6TableName        = "CountersignIngress.session.session_v6"
-	SessionV6TableSize        = 4194304
-
-	PolicyV4TableID   uint32 = 0x02000701
-	PolicyV4TableName        = "CountersignIngress.policy.policy_v4"
-	PolicyV4TableSize        = 16384
-
-	PolicyV6TableID   uint32 = 0x02000702
-	PolicyV6TableName        = "CountersignIngress.policy.policy_v6"
-	PolicyV6TableSize        = 16384
-
-	OwnKeyTableID   uint32 = 0x02000801
-	OwnKeyTableName        = "CountersignIngress.own_tag.own_key"
-	OwnKeyTableSize        = 16
-
-	OwnTagV4TableID   uint32 = 0x02000811
-	OwnTagV4TableName        = "CountersignIngress.own_tag.own_tag_v4"
-	OwnTagV4TableSize        = 1048576
-
-	OwnTagV6TableID   uint32 = 0x02000812
-	OwnTagV6TableName        = "CountersignIngress.own_tag.own_tag_v6"
-	OwnTagV6TableSize        = 1048576
-
-	PuntTableID   uint32 = 0x02000901
-	PuntTableName        = "CountersignIngress.punt.punt"
-	PuntTableSize        = 16384
+	PortTableID         uint32 = 0x02000101
+	IssuerKeyTableID    uint32 = 0x02000201
+	VouchedV4TableID    uint32 = 0x02000301
+	VouchedV6TableID    uint32 = 0x02000302
+	EgressPortV4TableID uint32 = 0x02000401
+	EgressPortV6TableID uint32 = 0x02000402
+	CrossConnectTableID uint32 = 0x02000403
+	DeliveredV4TableID  uint32 = 0x02000501
+	DeliveredV6TableID  uint32 = 0x02000502
+	SessionV4TableID    uint32 = 0x02000601
+	SessionV6TableID    uint32 = 0x02000602
+	PolicyV4TableID     uint32 = 0x02000701
+	PolicyV6TableID     uint32 = 0x02000702
+	OwnKeyTableID       uint32 = 0x02000801
+	OwnTagV4TableID     uint32 = 0x02000811
+	OwnTagV6TableID     uint32 = 0x02000812
+	PuntTableID         uint32 = 0x02000901
 )
 
-// Ids of the actions.
+// Ids of the actions of tables.
 const (
 	NoActionID            uint32 = 0x01445b37
 	PortConfigActionID    uint32 = 0x01000101
@@ -116,33 +66,76 @@ const (
 	NoPuntActionID        uint32 = 0x01000902
 )
 
-// Ids and sizes of the action profiles.
+// Ids of the action profiles.
 const (
-	NextHopsProfileID   uint32 = 0x11000401
-	NextHopsProfileSize        = 65536
+	NextHopsProfileID uint32 = 0x11000401
 )
 
-// Ids of the counters, and of indirect ones the number of cells.
+// Ids of the counters.
 const (
-	PortRxCounterID     uint32 = 0x12000101
-	PortRxCounterSize          = 512
-	PortTxCounterID     uint32 = 0x12000102
-	PortTxCounterSize          = 512
-	DropsCounterID      uint32 = 0x12000103
-	DropsCounterSize           = 256
-	PuntsCounterID      uint32 = 0x12000104
-	PuntsCounterSize           = 256
-	OutcomesCounterID   uint32 = 0x12000105
-	OutcomesCounterSize        = 16
-	SessionV4CounterID  uint32 = 0x13000601
-	SessionV6CounterID  uint32 = 0x13000602
-	PolicyV4CounterID   uint32 = 0x13000701
-	PolicyV6CounterID   uint32 = 0x13000702
+	PortRxCounterID    uint32 = 0x12000101
+	PortTxCounterID    uint32 = 0x12000102
+	DropsCounterID     uint32 = 0x12000103
+	PuntsCounterID     uint32 = 0x12000104
+	OutcomesCounterID  uint32 = 0x12000105
+	SessionV4CounterID uint32 = 0x13000601
+	SessionV6CounterID uint32 = 0x13000602
+	PolicyV4CounterID  uint32 = 0x13000701
+	PolicyV6CounterID  uint32 = 0x13000702
 )
 
-// Ids of the meters, and of indirect ones the number of cells.
+// Ids of the meters.
 const (
 	PuntMeterID uint32 = 0x15000901
+)
+
+// Full names of the tables.
+const (
+	PortTableName         = "CountersignIngress.port.port"
+	IssuerKeyTableName    = "CountersignIngress.issuer_key.issuer_key"
+	VouchedV4TableName    = "CountersignIngress.vouched.vouched_v4"
+	VouchedV6TableName    = "CountersignIngress.vouched.vouched_v6"
+	EgressPortV4TableName = "CountersignIngress.egress_port.egress_port_v4"
+	EgressPortV6TableName = "CountersignIngress.egress_port.egress_port_v6"
+	CrossConnectTableName = "CountersignIngress.egress_port.cross_connect"
+	DeliveredV4TableName  = "CountersignIngress.delivered.delivered_v4"
+	DeliveredV6TableName  = "CountersignIngress.delivered.delivered_v6"
+	SessionV4TableName    = "CountersignIngress.session.session_v4"
+	SessionV6TableName    = "CountersignIngress.session.session_v6"
+	PolicyV4TableName     = "CountersignIngress.policy.policy_v4"
+	PolicyV6TableName     = "CountersignIngress.policy.policy_v6"
+	OwnKeyTableName       = "CountersignIngress.own_tag.own_key"
+	OwnTagV4TableName     = "CountersignIngress.own_tag.own_tag_v4"
+	OwnTagV6TableName     = "CountersignIngress.own_tag.own_tag_v6"
+	PuntTableName         = "CountersignIngress.punt.punt"
+)
+
+// Sizes: of tables in entries, of action profiles in members, of counters and
+// meters in cells.
+const (
+	PortTableSize         = 512
+	IssuerKeyTableSize    = 65536
+	VouchedV4TableSize    = 1048576
+	VouchedV6TableSize    = 1048576
+	EgressPortV4TableSize = 65536
+	EgressPortV6TableSize = 65536
+	CrossConnectTableSize = 512
+	DeliveredV4TableSize  = 1048576
+	DeliveredV6TableSize  = 1048576
+	SessionV4TableSize    = 4194304
+	SessionV6TableSize    = 4194304
+	PolicyV4TableSize     = 16384
+	PolicyV6TableSize     = 16384
+	OwnKeyTableSize       = 16
+	OwnTagV4TableSize     = 1048576
+	OwnTagV6TableSize     = 1048576
+	PuntTableSize         = 16384
+	NextHopsProfileSize   = 65536
+	PortRxCounterSize     = 512
+	PortTxCounterSize     = 512
+	DropsCounterSize      = 256
+	PuntsCounterSize      = 256
+	OutcomesCounterSize   = 16
 )
 
 var (

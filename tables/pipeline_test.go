@@ -71,6 +71,67 @@ func TestErrorsNameWhatIsWrong(t *testing.T) {
 	}
 }
 
+// What a match ignores does not reach the wire, and an entry is the same with
+// or without it.
+func TestEncodingIgnoresWhatDoesNotMatter(t *testing.T) {
+	for _, tc := range []struct {
+		name        string
+		given, want Entry
+	}{
+		{"IPv4 host bits", EgressPortV4Entry{Key: EgressPortV4Key{Dst: LPM[uint32]{0x0a0102ff, 25}}},
+			EgressPortV4Entry{Key: EgressPortV4Key{Dst: LPM[uint32]{0x0a010280, 25}}}},
+		{"IPv4 /0", EgressPortV4Entry{Key: EgressPortV4Key{Dst: LPM[uint32]{0x0a0102ff, 0}}}, EgressPortV4Entry{}},
+		{"IPv6 host bits", EgressPortV6Entry{Key: EgressPortV6Key{Dst: LPM[[16]byte]{[16]byte{0x20, 1, 0xff, 9}, 17}}},
+			EgressPortV6Entry{Key: EgressPortV6Key{Dst: LPM[[16]byte]{[16]byte{0x20, 1, 0x80}, 17}}}},
+		{"ternary", PolicyV4Entry{Priority: 1, Key: PolicyV4Key{Src: Ternary[uint32]{0xffffffff, 0xff000000}}},
+			PolicyV4Entry{Priority: 1, Key: PolicyV4Key{Src: Ternary[uint32]{0xff000000, 0xff000000}}}},
+		{"IPv6 ternary", PolicyV6Entry{Priority: 1, Key: PolicyV6Key{Src: Ternary[[16]byte]{[16]byte{1, 2}, [16]byte{1}}}},
+			PolicyV6Entry{Priority: 1, Key: PolicyV6Key{Src: Ternary[[16]byte]{[16]byte{1}, [16]byte{1}}}}},
+		{"all ports", PolicyV4Entry{Priority: 1, Key: PolicyV4Key{DstPort: Between[uint16](0, 0xffff)}}, PolicyV4Entry{Priority: 1}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			te, err := tc.given.ToProto()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := decode(t, te); got != tc.want {
+				t.Errorf("%+v, want %+v", got, tc.want)
+			}
+			if tc.given.Identity() != tc.want.Identity() {
+				t.Errorf("identity %+v, want %+v", tc.given.Identity(), tc.want.Identity())
+			}
+		})
+	}
+	if (PolicyV4Entry{Priority: 1}).Identity() == (PolicyV6Entry{Priority: 1}).Identity() {
+		t.Error("two tables, one identity")
+	}
+}
+
+func TestInvalidEntryDoesNotEncode(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		e    Entry
+		want error
+	}{
+		{"action of the default entry", SessionV4Entry{Action: NoSessionV4{}}, ErrAction},
+		{"default entry with a key", SessionV4Entry{Default: true, Key: session.Key}, ErrMatch},
+		{"prefix too long", EgressPortV4Entry{Key: EgressPortV4Key{Dst: LPM[uint32]{0, 33}}}, ErrMatch},
+		{"negative prefix", EgressPortV6Entry{Key: EgressPortV6Key{Dst: LPM[[16]byte]{PrefixLen: -1}}}, ErrMatch},
+		{"range backwards", PolicyV4Entry{Priority: 1, Key: PolicyV4Key{DstPort: Between[uint16](2, 1)}}, ErrMatch},
+		{"no priority", PolicyV4Entry{}, ErrPriority},
+		{"idle timeout", SessionV4Entry{IdleTimeout: -1}, ErrValue},
+		{"role", PortEntry{Action: PortConfig{Role: 77}}, ErrValue},
+		{"one-shot weight", EgressPortV4Entry{Action: NextHopsOneShot{{Action: NextHop{}}}}, ErrValue},
+		{"one-shot action", EgressPortV4Entry{Action: NextHopsOneShot{{Weight: 1}}}, ErrMissing},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if _, err := tc.e.ToProto(); !errors.Is(err, tc.want) {
+				t.Fatalf("%v, want %v", err, tc.want)
+			}
+		})
+	}
+}
+
 // Keys are secret: an error never quotes a value.
 func TestErrorsKeepSecrets(t *testing.T) {
 	a, err := SiphashKey{State: KeyStateAccepted, K0: 0x0123456789abcdef}.ToProto()

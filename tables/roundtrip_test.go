@@ -346,6 +346,16 @@ func TestWrongWidthIsRefused(t *testing.T) {
 	})
 }
 
+// width is that of a match field.
+func width(t *p4config.Table, id uint32) int32 {
+	for _, f := range t.GetMatchFields() {
+		if f.GetId() == id {
+			return f.GetBitwidth()
+		}
+	}
+	return 0
+}
+
 func TestMalformedEntryIsRefused(t *testing.T) {
 	forEachTable(t, func(d drawer, table *p4config.Table, te *p4v1.TableEntry) {
 		pa := te.GetAction().GetAction()
@@ -390,7 +400,11 @@ func TestMalformedEntryIsRefused(t *testing.T) {
 				breaks["prefix"] = func() error { k.Lpm.PrefixLen = 999; return ErrMatch }
 				breaks["negative"] = func() error { k.Lpm.PrefixLen = -1; return ErrMatch }
 				if !isZero(k.Lpm.Value) {
-					breaks["behind prefix"] = func() error { k.Lpm.PrefixLen = 0; return ErrMatch }
+					breaks["behind prefix"] = func() error {
+						v := new(big.Int).SetBytes(k.Lpm.Value)
+						k.Lpm.PrefixLen = width(table, m.FieldId) - int32(v.TrailingZeroBits()) - 1
+						return ErrMatch
+					}
 				}
 			case *p4v1.FieldMatch_Ternary_:
 				if !isZero(k.Ternary.Value) {

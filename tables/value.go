@@ -151,7 +151,8 @@ func parseWord(b []byte, width int) (uint64, error) {
 	return v, nil
 }
 
-// parseBytes reads a byte string into dst, big-endian and right-aligned.
+// parseBytes reads a byte string into dst, which is zeroed, big-endian and
+// right-aligned.
 func parseBytes(dst, b []byte, width int) error {
 	if len(b) == 0 {
 		return errEmpty(width)
@@ -162,9 +163,7 @@ func parseBytes(dst, b []byte, width int) error {
 	if len(b) > len(dst) {
 		b = b[len(b)-len(dst):]
 	}
-	pad := len(dst) - len(b)
-	clear(dst[:pad])
-	copy(dst[pad:], b)
+	copy(dst[len(dst)-len(b):], b)
 	return nil
 }
 

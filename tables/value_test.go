@@ -72,6 +72,38 @@ func TestMaskPrefix(t *testing.T) {
 	})
 }
 
+func TestOptionalFields(t *testing.T) {
+	object := &Object{ID: 1, Alias: "sample"}
+	fields := []FieldInfo{{ID: 1, Name: "word", Width: 9, Kind: MatchOptional}, {ID: 2, Name: "wide", Width: 70, Kind: MatchOptional}}
+	for _, tc := range []struct {
+		name string
+		word Optional[uint16]
+		wide Optional[[9]byte]
+		err  error
+	}{
+		{name: "absent"},
+		{name: "zero", word: Some[uint16](0), wide: Some([9]byte{})},
+		{name: "largest", word: Some[uint16](511), wide: Some([9]byte{0: 0x3f, 8: 1})},
+		{name: "word too wide", word: Some[uint16](512), err: ErrWidth},
+		{name: "bytes too wide", wide: Some([9]byte{0x40}), err: ErrWidth},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := fieldWriter{what: "table", object: object, fields: fields}
+			m := []Match{writeOptional(&w, 0, tc.word), w.optionalBytes(1, tc.wide.Value[:], tc.wide.Set)}
+			r, _ := reader("table", object, fields, len(m))
+			word := readOptional[uint16](&r, 0, &m[0])
+			var wide Optional[[9]byte]
+			wide.Set = r.optionalBytes(1, wide.Value[:], &m[1])
+			if !errors.Is(w.err, tc.err) || !errors.Is(r.err, tc.err) {
+				t.Fatalf("write %v, read %v, want %v", w.err, r.err, tc.err)
+			}
+			if tc.err == nil && (word != tc.word || wide != tc.wide) {
+				t.Fatalf("%+v, %+v, want %+v, %+v", word, wide, tc.word, tc.wide)
+			}
+		})
+	}
+}
+
 func TestMatchesThatAreTheSame(t *testing.T) {
 	for _, tc := range []struct {
 		name string
