@@ -163,6 +163,9 @@ func TestEditRefusals(t *testing.T) {
 	if _, err := Insert(nil, v4(6, cat(tcp(), zeros(65535-40-28))), carrierIP, sip); err != nil {
 		t.Errorf("result of 65535 bytes: %v", err)
 	}
+	if _, err := Insert(nil, v6(50, zeros(65535-28)), carrierIP, sip); err != nil {
+		t.Errorf("IPv6 result of 65535 bytes of payload: %v", err)
+	}
 	if _, err := Insert(nil, v4(6, cat(tcp(), zeros(65535-40-28-7)), set(6, 0x20, 0)), carrierIP, sip); !errors.Is(err, ErrTooLong) {
 		t.Errorf("fragment that becomes one byte too long: %v", err)
 	}

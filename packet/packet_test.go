@@ -199,6 +199,7 @@ func parseCases() []parseCase {
 	both("hop-by-hop of 16 bytes", eth(v6(0, cat([]byte{6, 1}, zeros(14), tcp()))), None, 0, "6 "+ports6)
 	both("hop-by-hop of 7 bytes", eth(v6(0, []byte{6, 0, 5, 2, 0, 0, 1})), BadLength, 0, "")
 	both("hop-by-hop past the payload", eth(v6(0, cat([]byte{6, 3}, zeros(20)))), BadLength, 0, "")
+	both("hop-by-hop one byte past the payload", append(eth(v6(0, cat([]byte{59, 1}, zeros(13)))), zeros(9)...), BadLength, 0, "")
 	both("hop-by-hop alone", eth(v6(0, []byte{59, 0, 1, 4, 0, 0, 0, 0})), None, 0, "59 "+none6)
 	// 5: padding hides nothing.
 	both("TCP header in the padding", eth(v4(6, tcp(), set(2, 0, 39))), L4Truncated, 0, "")
