@@ -39,8 +39,6 @@ type wire struct {
 	lab         *netlab.Lab
 	host, fw    *netlab.Node
 	hostRaw     *netlab.Raw
-	fwd         []pktio.Port
-	opts        pktio.Options
 	hostIf, fw0 string
 }
 

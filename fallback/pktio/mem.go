@@ -22,7 +22,7 @@ type memPort struct {
 // memQueue is a bounded queue of frames from one end to the other; its methods
 // may be called from any goroutine.
 type memQueue struct {
-	ready event
+	ready *event
 
 	mu      sync.Mutex
 	frames  []*Frame
@@ -39,7 +39,7 @@ func Pipe(nameA, nameB string, mtu, depth int) (a, b Port, err error) {
 	if mtu <= 0 || mtu > MaxMTU || depth <= 0 {
 		return nil, nil, fmt.Errorf("pipe %s-%s: MTU %d, depth %d: %w", nameA, nameB, mtu, depth, ErrSpec)
 	}
-	var events [4]event
+	var events [4]*event
 	for i := range events {
 		if events[i], err = newEvent(); err != nil {
 			for _, e := range events[:i] {

@@ -11,35 +11,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// event is an eventfd that stays set until it is taken. Its methods may be called
-// from any goroutine, except that a closed event's fd must not be polled.
+// event is an eventfd that stays set until it is taken. take and pollFd are for its
+// reader; the rest may be called from any goroutine, also after close.
 type event struct {
-	file *os.File
-	fd   int32
+	file  *os.File
+	fd    int32
+	taken [8]byte
 }
 
-func newEvent() (event, error) {
+// eventValue is what sets an event: any value but 0 and 2^64-1.
+var eventValue = []byte{1, 0, 0, 0, 0, 0, 0, 0}
+
+func newEvent() (*event, error) {
 	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
-		return event{}, fmt.Errorf("eventfd: %w", err)
+		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	return event{os.NewFile(uintptr(fd), "eventfd"), int32(fd)}, nil
+	return &event{file: os.NewFile(uintptr(fd), "eventfd"), fd: int32(fd)}, nil
 }
 
-func (e event) set() {
-	_, _ = e.file.Write([]byte{1, 0, 0, 0, 0, 0, 0, 0}) // any value but 0 and 2^64-1
-}
+func (e *event) set() { _, _ = e.file.Write(eventValue) }
 
 // take clears the event after poll has found it set.
-func (e event) take() {
-	var b [8]byte
-	_, _ = e.file.Read(b[:])
-}
+func (e *event) take() { _, _ = e.file.Read(e.taken[:]) }
 
-func (e event) close() { _ = e.file.Close() }
+func (e *event) close() { _ = e.file.Close() }
 
 // pollFd is the event's entry for poll.
-func (e event) pollFd() unix.PollFd { return unix.PollFd{Fd: e.fd, Events: unix.POLLIN} }
+func (e *event) pollFd() unix.PollFd { return unix.PollFd{Fd: e.fd, Events: unix.POLLIN} }
 
 // poll waits until one of fds is ready.
 func poll(fds []unix.PollFd) error {
@@ -56,7 +55,7 @@ func poll(fds []unix.PollFd) error {
 // from any.
 type Mux struct {
 	closed atomic.Bool
-	wake   event
+	wake   *event
 	mu     sync.Mutex // held by Recv, so that Close frees nothing in use
 	ports  []Port
 	ended  []bool
@@ -169,7 +168,7 @@ func (m *Mux) Close() error {
 // receiver is the waiting half of a Port on its own.
 type receiver struct {
 	closed atomic.Bool
-	wake   event
+	wake   *event
 	mu     sync.Mutex // held by recv, so that shut frees nothing in use
 	fds    []unix.PollFd
 }

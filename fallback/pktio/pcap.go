@@ -17,10 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pcapngMagic is the block type that a pcapng file begins with, alike in both
-// byte orders.
-const pcapngMagic = "\x0a\x0d\x0d\x0a"
-
 // maxCaptured is the longest packet of a capture that is read, in bytes: what
 // libpcap allows.
 const maxCaptured = 1 << 18
@@ -34,33 +30,26 @@ type PcapReader struct {
 }
 
 // NewPcapReader reads the head of a capture. A capture of another link type than
-// Ethernet is ErrSpec.
+// Ethernet is ErrSpec, here or at its first such packet.
 func NewPcapReader(r io.Reader) (*PcapReader, error) {
 	buf := bufio.NewReader(r)
 	magic, err := buf.Peek(len(pcapngMagic))
 	if err != nil {
 		return nil, fmt.Errorf("capture has no header: %w", err)
 	}
-	var link layers.LinkType
-	p := &PcapReader{}
 	if string(magic) == pcapngMagic {
-		ng, err := pcapgo.NewNgReader(buf, pcapgo.DefaultNgReaderOptions)
-		if err != nil {
-			return nil, fmt.Errorf("pcapng header: %w", err)
-		}
-		link, p.next = ng.LinkType(), ng.ReadPacketData
-	} else {
-		pcap, err := pcapgo.NewReader(buf)
-		if err != nil {
-			return nil, fmt.Errorf("pcap header: %w", err)
-		}
-		pcap.SetSnaplen(maxCaptured)
-		link, p.next = pcap.LinkType(), pcap.ReadPacketData
+		ng := &ngReader{r: buf}
+		return &PcapReader{next: ng.next}, nil
 	}
-	if link != layers.LinkTypeEthernet {
-		return nil, fmt.Errorf("capture's link type is %s, not Ethernet: %w", link, ErrSpec)
+	pcap, err := pcapgo.NewReader(buf)
+	if err != nil {
+		return nil, fmt.Errorf("pcap header: %w", err)
 	}
-	return p, nil
+	if pcap.LinkType() != layers.LinkTypeEthernet {
+		return nil, fmt.Errorf("capture's link type is %s, not Ethernet: %w", pcap.LinkType(), ErrSpec)
+	}
+	pcap.SetSnaplen(maxCaptured)
+	return &PcapReader{next: pcap.ReadPacketData}, nil
 }
 
 // Next returns the next frame and its time, in nanoseconds since the Unix epoch,

@@ -376,7 +376,8 @@ func FuzzPcapReader(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(b.Bytes())
-	f.Add([]byte(pcapngMagic + "\x1c\x00\x00\x00\x4d\x3c\x2b\x1a\x01\x00\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff\x1c\x00\x00\x00"))
+	f.Add(ngFile(binary.LittleEndian, 9))
+	f.Add(ngFile(binary.BigEndian, 0x8a))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := NewPcapReader(bytes.NewReader(data))
 		if err != nil {
