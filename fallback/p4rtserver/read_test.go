@@ -275,9 +275,9 @@ func TestReadPreconditions(t *testing.T) {
 
 // TestReadInChunks reads a table that is larger than a message may be.
 func TestReadInChunks(t *testing.T) {
-	const n = 60000
+	const n = 20000
 	c := ready(t, nil)
-	metadata := strings.Repeat("m", 100)
+	metadata := strings.Repeat("m", 200)
 	var updates []*p4v1.Update
 	for i := range n {
 		updates = append(updates, &p4v1.Update{Type: p4v1.Update_INSERT, Entity: &p4v1.Entity{Entity: &p4v1.Entity_TableEntry{TableEntry: route6Entry(uint32(i), metadata)}}})
