@@ -237,6 +237,9 @@ func SignLink(old ed25519.PrivateKey, key ed25519.PublicKey) *pb.KeyLink {
 // Follow walks the chain from a trusted key to want, or returns ErrChain or
 // ErrSignature.
 func Follow(trusted, want ed25519.PublicKey, chain []*pb.KeyLink) error {
+	if len(trusted) != ed25519.PublicKeySize {
+		return fmt.Errorf("%w: no key of %d bytes is trusted", ErrChain, len(trusted))
+	}
 	for _, link := range chain {
 		if bytes.Equal(trusted, want) {
 			break
@@ -249,7 +252,7 @@ func Follow(trusted, want ed25519.PublicKey, chain []*pb.KeyLink) error {
 		}
 		trusted = link.Key
 	}
-	if len(want) != ed25519.PublicKeySize || !bytes.Equal(trusted, want) {
+	if !bytes.Equal(trusted, want) {
 		return fmt.Errorf("%w: reached %x, signed by %x", ErrChain, trusted, want)
 	}
 	return nil

@@ -318,6 +318,7 @@ func (c *Client) renewCode(context.Context) error {
 		return fmt.Errorf("save code: %w", err)
 	}
 	c.confirmed, c.codeSince = false, now
+	c.cfg.Log.Info("code_renewed", "member", id.Name)
 	return nil
 }
 

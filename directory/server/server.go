@@ -151,18 +151,23 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 		s.cfg.Log.Info("directory_ready", "address", lis.Addr().String(), "alliance", s.cfg.Alliance)
 		select {
 		case err = <-served:
+			served <- nil
 		case err = <-committed:
 			committed <- err
 		case <-ctx.Done():
 		}
 		g.Stop()
+		<-served // has closed lis
 	case err = <-committed:
 		committed <- err
 		err = errors.Join(err, lis.Close())
 	}
 	cancel()
-	if e := <-committed; err == nil && !errors.Is(e, context.Canceled) {
+	if e := <-committed; err == nil {
 		err = e
+	}
+	if errors.Is(err, context.Canceled) {
+		err = nil
 	}
 	return errors.Join(err, s.store.Close())
 }

@@ -1,12 +1,15 @@
 package server_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -121,11 +124,12 @@ type node struct {
 	c    *client.Client
 	stop func()
 
-	mu     sync.Mutex
-	last   *directory.Snapshot
-	wake   chan struct{}
-	mute   bool // do not acknowledge
-	events []client.Event
+	mu      sync.Mutex
+	last    *directory.Snapshot
+	wake    chan struct{}
+	mute    bool // do not acknowledge
+	renewed bool // the code was
+	events  []client.Event
 }
 
 func (a *alliance) join(name string, suites ...pb.Suite) *node {
@@ -144,7 +148,7 @@ func (a *alliance) join(name string, suites ...pb.Suite) *node {
 func (a *alliance) newNode(name, dir string) *node {
 	a.t.Helper()
 	n := &node{t: a.t, a: a, name: name, wake: make(chan struct{})}
-	n.cfg = client.Config{State: dir, Clock: a.clk, OnEvent: func(e client.Event) {
+	n.cfg = client.Config{State: dir, Clock: a.clk, Log: slog.New(renewals{n}), OnEvent: func(e client.Event) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.events = append(n.events, e)
@@ -152,6 +156,29 @@ func (a *alliance) newNode(name, dir string) *node {
 	}}
 	n.open()
 	return n
+}
+
+// renewals is a slog.Handler that notes when the code was renewed.
+type renewals struct{ n *node }
+
+func (r renewals) Enabled(context.Context, slog.Level) bool { return true }
+func (r renewals) WithAttrs([]slog.Attr) slog.Handler       { return r }
+func (r renewals) WithGroup(string) slog.Handler            { return r }
+func (r renewals) Handle(_ context.Context, rec slog.Record) error {
+	if rec.Message == "code_renewed" {
+		r.n.mu.Lock()
+		defer r.n.mu.Unlock()
+		r.n.renewed = true
+		r.n.notify()
+	}
+	return nil
+}
+
+func (n *node) mustAck() {
+	n.t.Helper()
+	if err := n.c.Ack(n.a.ctx(), n.c.Snapshot().Sequence); err != nil {
+		n.t.Fatal(err)
+	}
 }
 
 func (n *node) open() {
@@ -746,4 +773,176 @@ func (n *node) serial() string {
 		n.t.Fatal(err)
 	}
 	return cert.Leaf.SerialNumber.String()
+}
+
+func TestClonedIdentity(t *testing.T) {
+	cases := []struct {
+		name       string
+		cloneMoves bool
+	}{{"the clone moves first", true}, {"the owner moves first", false}}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			a := newAlliance(t, nil)
+			owner, s1 := a.join("c1"), a.join("s1")
+			owner.until("keys", hasKey("c1", tag.Siphash, directory.Current, directory.Next))
+			s1.until("keys", hasKey("c1", tag.Siphash, directory.Current, directory.Next))
+			a.untilReserves()
+			owner.stop()
+			dir := t.TempDir()
+			if err := os.CopyFS(dir, os.DirFS(owner.cfg.State)); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(filepath.Join(dir, "state.key"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			clone := a.newNode("c1", dir)
+			owner.open()
+			first, second := owner, clone
+			if c.cloneMoves {
+				first, second = clone, owner
+			}
+			first.run()
+			a.untilConnected(first)
+			first.mustAck() // the directory has the next code now
+			a.clk.Advance(2 * time.Hour)
+			first.await("its code renewed", func() bool { return first.renewed })
+			first.mustAck() // and has seen it used
+			first.stop()
+			second.run()
+			s := s1.until("the suspension", func(s *directory.Snapshot) bool { return s.Member("c1").State == directory.Suspended })
+			if k := keyOf(s, "c1", tag.Siphash, directory.Revoked); k == nil || s.Forced == 0 {
+				t.Fatalf("keys of a cloned identity are accepted: %+v", s.Keys)
+			}
+			st, err := a.admin.Status(a.ctx(), &pb.StatusRequest{})
+			if err != nil || !slices.Equal(st.Alarms, []string{"c1"}) {
+				t.Fatalf("status: %v %v", st, err)
+			}
+		})
+	}
+}
+
+func TestStoreHoldsNoKey(t *testing.T) {
+	a := newAlliance(t, nil)
+	all := []pb.Suite{pb.Suite_SUITE_SIPHASH, pb.Suite_SUITE_ED25519, pb.Suite_SUITE_RSA2048}
+	c1, s1 := a.join("c1", all...), a.join("s1", all...)
+	for _, n := range []*node{c1, s1} {
+		for _, suite := range tag.Suites {
+			n.until("keys", hasKey("c1", suite, directory.Current, directory.Next))
+			n.until("keys", hasKey("s1", suite, directory.Current, directory.Next))
+		}
+	}
+	a.untilReserves()
+	snaps := []*directory.Snapshot{c1.c.Snapshot(), s1.c.Snapshot()}
+	a.stop()
+	for _, dir := range []string{a.cfg.State, c1.cfg.State, s1.cfg.State} {
+		files, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(filepath.Join(dir, f.Name()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range snaps {
+				for _, k := range s.Signing {
+					private, err := k.Key.Bytes()
+					if err != nil {
+						t.Fatal(err)
+					}
+					public, err := k.Key.Verifier().Bytes()
+					if err != nil {
+						t.Fatal(err)
+					}
+					if bytes.Contains(b, public[:16]) || bytes.Contains(b, private[len(private)-16:]) {
+						t.Fatalf("%s of %s holds key %v in the clear", f.Name(), dir, k.KeyID)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestRotationsLoseNothing rotates everybody's keys many times a second in real
+// time, and checks at each switch that every other member had acknowledged the
+// key that is signed with from then on, and accepts it for its grace.
+func TestRotationsLoseNothing(t *testing.T) {
+	const members, rotations = 4, 10
+	a := newAlliance(t, func(c *server.Config) { c.Grace, c.SessionTimeout = 100*time.Millisecond, 300*time.Millisecond })
+	a.stop()
+	a.cfg.Clock = clock.System{}
+	a.start(listen(t, a.addr))
+	var mu sync.Mutex
+	holds := map[string]map[tag.KeyID]bool{} // by member, what its data planes have
+	switches := map[string]int{}
+	enough := make(chan struct{})
+	var nodes []*client.Client
+	for _, name := range []string{"c1", "c2", "s1", "s2"}[:members] {
+		c, err := client.Open(client.Config{State: t.TempDir(), RotateEvery: 100 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		token := a.invite(&pb.InviteRequest{Name: name, Suites: []pb.Suite{pb.Suite_SUITE_SIPHASH, pb.Suite_SUITE_ED25519}})
+		if err := c.Join(a.ctx(), token); err != nil {
+			t.Fatal(err)
+		}
+		holds[name] = map[tag.KeyID]bool{}
+		nodes = append(nodes, c)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for _, c := range nodes {
+		wg.Go(func() {
+			if err := c.Run(ctx); !errors.Is(err, context.Canceled) {
+				t.Errorf("run: %v", err)
+			}
+		})
+		wg.Go(func() {
+			signing := map[tag.Suite]tag.KeyID{}
+			for {
+				var s *directory.Snapshot
+				select {
+				case s = <-c.Updates():
+				case <-ctx.Done():
+					return
+				}
+				mu.Lock()
+				me := holds[s.Self.Name]
+				clear(me)
+				for _, k := range s.Keys {
+					me[k.KeyID] = k.State.Live() && k.Key != nil
+				}
+				for _, suite := range s.Self.Suites {
+					k := s.Current(suite)
+					if k == nil || signing[suite] == k.KeyID {
+						continue
+					}
+					signing[suite] = k.KeyID
+					for other, held := range holds {
+						if !held[k.KeyID] {
+							t.Errorf("%s signs with %v, which %s does not hold", s.Self.Name, k.KeyID, other)
+						}
+					}
+					if switches[s.Self.Name]++; switches[s.Self.Name] == rotations {
+						done := len(switches) == members
+						for _, n := range switches {
+							done = done && n >= rotations
+						}
+						if done {
+							close(enough)
+						}
+					}
+				}
+				mu.Unlock()
+				_ = c.Ack(ctx, s.Sequence)
+			}
+		})
+	}
+	select {
+	case <-enough:
+	case <-time.After(patience):
+		t.Fatalf("switches: %v", switches)
+	}
 }

@@ -244,7 +244,10 @@ func (m *membership) mutate(ctx context.Context, method string, proof *pb.Proof,
 		}
 		return fn(t, name)
 	})
-	return errors.Join(err, reject)
+	if err != nil {
+		return err // reject may still be written where the caller has left
+	}
+	return reject
 }
 
 // Renew implements the service of directory.proto.
