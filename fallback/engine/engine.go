@@ -8,13 +8,14 @@
 package engine
 
 import (
+	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	p4v1 "github.com/p4lang/p4runtime/go/p4/v1"
-
-	"countersign/fallback/p4rtserver"
+	"countersign/fallback/pktio"
 	"countersign/packet"
+	"countersign/tables"
 )
 
 // Options configure an Engine; the zero value is one worker with the default
@@ -42,8 +43,14 @@ type Options struct {
 // methods may be called from any goroutine.
 type Engine struct {
 	o       Options
+	hashes  hasher
+	grace   grace
 	workers []*Worker
 	active  atomic.Pointer[pipeline]
+
+	outMu    sync.Mutex // of packet-outs
+	cpu      *Worker
+	outFrame *pktio.Frame
 }
 
 // MaxBatch is the number of packets that Process works on together; longer
@@ -59,17 +66,24 @@ func New(o Options) *Engine {
 	if o.Now == nil {
 		o.Now = func() int64 { return time.Now().UnixNano() }
 	}
-	e := &Engine{o: o}
-	for i := range o.Workers {
-		e.workers = append(e.workers, &Worker{e: e, id: i})
+	random := rand.New(rand.NewPCG(o.Seed, ^o.Seed))
+	e := &Engine{o: o, outFrame: pktio.NewFrames(1)[0]}
+	for i := range e.hashes {
+		if o.Seed == 0 {
+			e.hashes[i] = rand.Uint64() | 1
+		} else {
+			e.hashes[i] = random.Uint64() | 1
+		}
 	}
+	for i := range o.Workers + 1 {
+		w := &Worker{e: e, id: i}
+		w.tally.touched = make([]uint16, 0, cellCount)
+		e.workers = append(e.workers, w)
+		w.seen.Store(outside)
+	}
+	e.cpu = e.workers[o.Workers]
+	e.grace.workers = e.workers
 	return e
-}
-
-// Load implements p4rtserver.Target. It takes the pipeline of this program
-// only.
-func (e *Engine) Load(cfg *p4v1.ForwardingPipelineConfig, up p4rtserver.Upcalls) (p4rtserver.Pipeline, error) {
-	return nil, p4rtserver.ErrUnimplemented
 }
 
 // Worker returns worker i, 0 <= i < Options.Workers.
@@ -78,22 +92,66 @@ func (e *Engine) Worker(i int) *Worker { return e.workers[i] }
 // Sweep raises the idle timeouts that are due at now, in nanoseconds since the
 // Unix epoch. An entry is reported when no packet has hit it for its timeout,
 // and again after each further timeout without a hit.
-func (e *Engine) Sweep(now int64) {}
-
-// Worker is one goroutine's hold on the engine; not safe for concurrent use.
-// Take it from Engine.Worker.
-type Worker struct {
-	e  *Engine
-	id int
-}
-
-// Process takes a batch of packets through the pipeline at now, in nanoseconds
-// since the Unix epoch. What is punted or copied goes to the P4Runtime server
-// before Process returns. Frames of forwarded packets are rewritten in place.
-func (w *Worker) Process(now int64, batch []Packet) {
-	for i := range batch {
-		batch[i].Verdict, batch[i].Reason, batch[i].Copied, batch[i].Stage, batch[i].Egress = Drop, ReasonNone, ReasonNone, StageNone, 0
+func (e *Engine) Sweep(now int64) {
+	if pl := e.active.Load(); pl != nil {
+		pl.sweep(now)
 	}
 }
 
-type pipeline struct{}
+// StageCount is how many packets a stage gave a verdict for a reason.
+type StageCount struct {
+	Stage   Stage
+	Verdict Verdict
+	Reason  tables.Reason
+	Packets uint64
+}
+
+// TableCount is how many entries a table has and how many it takes.
+type TableCount struct {
+	Table         string
+	Entries, Size int64
+}
+
+// Stats are an engine's counters for metrics.
+type Stats struct {
+	Stages []StageCount // those that are not 0
+	Punts  map[tables.Reason]uint64
+	Tables []TableCount
+}
+
+// Stats reads the counters of the pipeline that forwards now; they are empty
+// where there is none.
+func (e *Engine) Stats() Stats {
+	s := Stats{Punts: make(map[tables.Reason]uint64)}
+	pl := e.active.Load()
+	if pl == nil {
+		return s
+	}
+	for i := cellStages; i < cellCount; i++ {
+		if n := pl.cells[i].packets.Load(); n != 0 {
+			c := StageCount{Stage: Stage((i - cellStages) / reasons), Reason: tables.Reason((i - cellStages) % reasons), Packets: n}
+			c.Verdict = verdictOf(c.Stage, c.Reason)
+			s.Stages = append(s.Stages, c)
+		}
+	}
+	for i := range reasons {
+		if n := pl.cells[cellPunts+i].packets.Load(); n != 0 {
+			s.Punts[tables.Reason(i)] = n
+		}
+	}
+	for _, t := range tables.Tables() {
+		s.Tables = append(s.Tables, TableCount{t.Alias, int64(pl.byID[t.ID].count()), t.Size})
+	}
+	return s
+}
+
+// verdictOf is the verdict that a stage gives for a reason.
+func verdictOf(s Stage, r tables.Reason) Verdict {
+	switch {
+	case r == tables.ReasonNone && s == StageEgress:
+		return Forward
+	case r != tables.ReasonNone && r < tables.ReasonTagUnknownKey:
+		return Punt
+	}
+	return Drop
+}

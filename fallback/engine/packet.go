@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"countersign/fallback/pktio"
+	"countersign/tables"
 )
 
 // Verdict is what becomes of a packet. The zero value is Drop.
@@ -76,18 +77,8 @@ type Packet struct {
 	InPort uint16
 
 	Verdict Verdict
-	Reason  Reason // of Drop and Punt
-	Copied  Reason // why a copy went to the CPU besides; ReasonNone where none did
-	Stage   Stage  // where Drop or Punt was decided; StageEgress for Forward
-	Egress  uint16 // port, with Forward
-}
-
-// PacketIn is what accompanies a packet to the CPU (the P4 header packet_in).
-type PacketIn struct {
-	Reason      Reason
-	Role        Role
-	IngressPort uint16
-	Zone        uint16
-	EgressPort  uint16 // 0 where it was not yet known
-	EgressZone  uint16
+	Reason  tables.Reason // of Drop and Punt
+	Copied  tables.Reason // why a copy went to the CPU besides; ReasonNone where none did
+	Stage   Stage         // where Drop or Punt was decided; StageEgress for Forward
+	Egress  uint16        // port, with Forward
 }
