@@ -2,6 +2,7 @@ package p4rtserver
 
 import (
 	"cmp"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -45,13 +46,14 @@ type role struct {
 }
 
 // arbiter selects the primary controller of each role (P4Runtime
-// specification, section 5). The zero value has no controllers; it is safe for
-// concurrent use.
+// specification, section 5). It has no controllers at first, needs deviceID and
+// log, and is safe for concurrent use.
 //
 // A Write holds mu for reading from the check of its election id to its end,
 // so that a new primary is accepted when the writes of the former one are done.
 type arbiter struct {
 	deviceID uint64
+	log      *slog.Logger
 	mu       sync.RWMutex
 	roles    map[string]*role
 	// primaries is a copy for the data path.
@@ -62,7 +64,7 @@ type arbiter struct {
 func (a *arbiter) update(st *stream, m *p4v1.MasterArbitrationUpdate) error {
 	name := m.GetRole().GetName()
 	switch {
-	case m.GetRole().GetId() != 0:
+	case arbitrationRoleID(m) != 0:
 		return status.Error(codes.InvalidArgument, "role.id is deprecated, use role.name")
 	case m.GetRole().GetConfig() != nil:
 		return status.Error(codes.InvalidArgument, "no scheme for role.config is agreed on, leave it unset for full pipeline access")
@@ -143,6 +145,11 @@ func (a *arbiter) leave(st *stream) {
 
 func (a *arbiter) setPrimary(r *role, st *stream) {
 	r.primary = st
+	if st == nil {
+		a.log.Info("role has no primary controller", "role", r.name)
+	} else {
+		a.log.Info("primary controller", "role", r.name, "election_id_high", st.election.high, "election_id_low", st.election.low)
+	}
 	var list []*stream
 	for _, r := range a.roles {
 		if r.primary != nil {
@@ -196,8 +203,8 @@ func (a *arbiter) authorize(deviceID uint64, roleID uint64, name string, id *p4v
 	if deviceID != a.deviceID {
 		return nil, failf(ErrNotFound, "there is no device %d here, expected %d", deviceID, a.deviceID)
 	}
-	if roleID != 0 {
-		return nil, failf(ErrNotFound, "role_id %d: role_id is deprecated, use role", roleID)
+	if err := refuseRoleID(roleID); err != nil {
+		return nil, err
 	}
 	a.mu.RLock()
 	r := a.roles[name]

@@ -39,6 +39,33 @@ func BenchmarkInsert(b *testing.B) {
 	}
 }
 
+// BenchmarkRead reads a whole table over a Unix socket.
+func BenchmarkRead(b *testing.B) {
+	const n = 100_000
+	c := newRig(b, nil, p4rtserver.Options{}).primary()
+	info := loadP4Info(b)
+	info.Tables[0].Size = 0
+	if err := c.commit(info, 1); err != nil {
+		b.Fatal(err)
+	}
+	for i := range n / 1000 {
+		var updates []*p4v1.Update
+		for j := range 1000 {
+			updates = append(updates, &p4v1.Update{Type: p4v1.Update_INSERT, Entity: sessionEntity(uint32(1000*i + j))})
+		}
+		if err := c.write(updates...); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for b.Loop() {
+		got, err := c.read(`table_entry { table_id: 0x02000001 }`)
+		if err != nil || len(got) != n {
+			b.Fatalf("%d entries, %v", len(got), err)
+		}
+	}
+	b.ReportMetric(n*float64(b.N)/b.Elapsed().Seconds(), "entries/s")
+}
+
 // BenchmarkDecode is the server's share of an insert: checks and translation.
 func BenchmarkDecode(b *testing.B) {
 	s, err := p4rtserver.New(nopTarget{}, p4rtserver.Options{DeviceID: deviceID, Logger: slog.New(slog.DiscardHandler)})

@@ -229,8 +229,8 @@ func (d *decoder) tableEntry(op Op, te *p4v1.TableEntry) (*tableInfo, *Entry, er
 	if op == Delete {
 		return t, e, nil
 	}
-	if te.GetControllerMetadata() != 0 {
-		return nil, nil, failf(ErrUnimplemented, "%v: controller_metadata is deprecated, use metadata", t.object)
+	if err := refuseControllerMetadata(t.object, te); err != nil {
+		return nil, nil, err
 	}
 	if len(te.GetMetadata()) > maxMetadata {
 		return nil, nil, failf(ErrInvalidArgument, "%v: metadata of %d bytes, expected at most %d", t.object, len(te.GetMetadata()), maxMetadata)
@@ -406,27 +406,19 @@ func (d *decoder) actionSet(t *tableInfo, set *p4v1.ActionProfileActionSet, para
 		if err != nil {
 			return nil, err
 		}
-		port, err := watchPort(t.object, x.GetWatch(), x.GetWatchPort())
-		if err != nil {
+		if err := refuseWatch(t.object, x); err != nil {
 			return nil, err
 		}
 		if x.GetWeight() < 1 {
 			return nil, failf(ErrInvalidArgument, "%v: action %d of the set has weight %d, expected at least 1", t.object, i, x.GetWeight())
 		}
 		sum += int64(x.GetWeight())
-		d.set = append(d.set, WeightedAction{a, x.GetWeight(), port})
+		d.set = append(d.set, WeightedAction{a, x.GetWeight(), x.GetWatchPort()})
 	}
 	if limit := t.profile.maxGroupSize; limit > 0 && sum > limit {
 		return nil, failf(ErrInvalidArgument, "%v: the set's weights add up to %d, expected at most the max_group_size %d of %v", t.object, sum, limit, t.profile.object)
 	}
 	return d.set, nil
-}
-
-func watchPort(o object, watch int32, port []byte) ([]byte, error) {
-	if watch != 0 {
-		return nil, failf(ErrUnimplemented, "%v: watch is deprecated, use watch_port", o)
-	}
-	return port, nil
 }
 
 // action decodes an action that stands in a table or in an action profile.
@@ -521,12 +513,11 @@ func (d *decoder) group(op Op, g *p4v1.ActionProfileGroup) (*profileInfo, *Group
 		if m.GetWeight() < 1 {
 			return nil, nil, failf(ErrInvalidArgument, "%v: group %d: member %d has weight %d, expected at least 1", p.object, out.ID, id, m.GetWeight())
 		}
-		port, err := watchPort(p.object, m.GetWatch(), m.GetWatchPort())
-		if err != nil {
+		if err := refuseWatch(p.object, m); err != nil {
 			return nil, nil, err
 		}
 		sum += int64(m.GetWeight())
-		out.Members = append(out.Members, GroupMember{id, m.GetWeight(), port})
+		out.Members = append(out.Members, GroupMember{id, m.GetWeight(), m.GetWatchPort()})
 	}
 	if out.MaxSize > 0 && sum > int64(out.MaxSize) {
 		return nil, nil, failf(ErrResourceExhausted, "%v: the weights of group %d add up to %d, its max_size is %d", p.object, out.ID, sum, out.MaxSize)

@@ -90,7 +90,7 @@ func FuzzRequests(f *testing.F) {
 				return
 			}
 			write(req)
-			req.DeviceId, req.Role, req.RoleId, req.ElectionId, req.Atomicity = deviceID, "", 0, election, 0
+			req.DeviceId, req.Role, req.ElectionId, req.Atomicity = deviceID, "", election, 0
 			write(req)
 		case fuzzRead:
 			req := new(p4v1.ReadRequest)
@@ -115,7 +115,7 @@ func FuzzRequests(f *testing.F) {
 				return
 			}
 			setPipeline(req)
-			req.DeviceId, req.Role, req.RoleId, req.ElectionId = deviceID, "", 0, election
+			req.DeviceId, req.Role, req.ElectionId = deviceID, "", election
 			setPipeline(req)
 			req.Action = reconcile
 			setPipeline(req)

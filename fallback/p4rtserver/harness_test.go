@@ -44,9 +44,6 @@ const (
 
 	ecmp  = 0x11000001
 	plain = 0x11000002
-
-	packets = 0x12000001
-	limit   = 0x14000001
 )
 
 func loadP4Info(t testing.TB) *configv1.P4Info {

@@ -2,6 +2,8 @@ package p4rtserver_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -9,6 +11,7 @@ import (
 	p4v1 "github.com/p4lang/p4runtime/go/p4/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
 
 	"countersign/fallback/p4rtserver"
@@ -292,6 +295,34 @@ func TestReconcile(t *testing.T) {
 				t.Errorf("got %v, expected InvalidArgument", err)
 			}
 			check(c)
+		})
+	}
+}
+
+// TestProjectPrograms commits the compiled programs of the project.
+func TestProjectPrograms(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join("..", "..", "p4src", "build", "*.p4info.txtpb"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no compiled program is there: %v", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The compiler may know fields of a newer P4Info.
+			info := new(configv1.P4Info)
+			if err := (prototext.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(text, info); err != nil {
+				t.Fatal(err)
+			}
+			c := newRig(t, nil, p4rtserver.Options{}).primary()
+			if err := c.commit(info, 1); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := c.read(`table_entry { is_default_action: true }`); err != nil || len(got) != len(info.GetTables()) {
+				t.Errorf("got %d default entries, %v, expected %d", len(got), err, len(info.GetTables()))
+			}
 		})
 	}
 }

@@ -226,8 +226,9 @@ func (r *reader) checkWanted(t *tableInfo, te *p4v1.TableEntry) error {
 		return failf(ErrInvalidArgument, "%v: it has no direct counter", t.object)
 	case (te.GetMeterConfig() != nil || te.GetMeterCounterData() != nil) && !t.meter:
 		return failf(ErrInvalidArgument, "%v: it has no direct meter", t.object)
-	case te.GetControllerMetadata() != 0:
-		return failf(ErrUnimplemented, "%v: controller_metadata is deprecated, use metadata", t.object)
+	}
+	if err := refuseControllerMetadata(t.object, te); err != nil {
+		return err
 	}
 	return idleTimeout(t, te)
 }

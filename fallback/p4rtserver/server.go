@@ -86,7 +86,7 @@ func New(target Target, opts Options) (*Server, error) {
 		return nil, fmt.Errorf("p4runtime metrics: %w", err)
 	}
 	s := &Server{target: target, opts: opts, metrics: m, done: make(chan struct{})}
-	s.arb.deviceID = opts.DeviceID
+	s.arb.deviceID, s.arb.log = opts.DeviceID, opts.Logger
 	return s, nil
 }
 
@@ -110,7 +110,7 @@ func (s *Server) Write(_ context.Context, req *p4v1.WriteRequest) (*p4v1.WriteRe
 }
 
 func (s *Server) write(req *p4v1.WriteRequest) error {
-	done, err := s.arb.authorize(req.GetDeviceId(), req.GetRoleId(), req.GetRole(), req.GetElectionId())
+	done, err := s.arb.authorize(req.GetDeviceId(), writeRoleID(req), req.GetRole(), req.GetElectionId())
 	if err != nil {
 		return rpcError(err)
 	}
@@ -276,7 +276,7 @@ func (s *Server) SetForwardingPipelineConfig(_ context.Context, req *p4v1.SetFor
 }
 
 func (s *Server) setPipeline(req *p4v1.SetForwardingPipelineConfigRequest) error {
-	done, err := s.arb.authorize(req.GetDeviceId(), req.GetRoleId(), req.GetRole(), req.GetElectionId())
+	done, err := s.arb.authorize(req.GetDeviceId(), pipelineRoleID(req), req.GetRole(), req.GetElectionId())
 	if err != nil {
 		return err
 	}

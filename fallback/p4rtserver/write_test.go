@@ -302,6 +302,7 @@ func TestWritePreconditions(t *testing.T) {
 	}{
 		{"wrong device", &p4v1.WriteRequest{DeviceId: 8, ElectionId: id(1)}, codes.NotFound},
 		{"unknown role", &p4v1.WriteRequest{DeviceId: deviceID, Role: "nobody", ElectionId: id(1)}, codes.NotFound},
+		//lint:ignore SA1019 the field is refused
 		{"role id", &p4v1.WriteRequest{DeviceId: deviceID, RoleId: 3, ElectionId: id(1)}, codes.NotFound},
 		{"no election id", &p4v1.WriteRequest{DeviceId: deviceID}, codes.PermissionDenied},
 		{"lower election id", &p4v1.WriteRequest{DeviceId: deviceID, ElectionId: id(0)}, codes.PermissionDenied},

@@ -134,10 +134,16 @@ func (t *table) find(e *p4rtserver.Entry) *p4rtserver.Entry {
 	return t.entries[key(e)]
 }
 
+// key is an unambiguous form of an entry's key.
 func key(e *p4rtserver.Entry) string {
-	b := binary.BigEndian.AppendUint32(nil, uint32(e.Priority))
-	for _, m := range e.Match {
-		b = fmt.Appendf(b, "%d/%d/%x/%x;", m.Kind, m.PrefixLen, m.Value, m.Mask)
+	b := binary.BigEndian.AppendUint32(make([]byte, 0, 128), uint32(e.Priority))
+	for i := range e.Match {
+		m := &e.Match[i]
+		b = append(b, byte(m.Kind))
+		b = binary.AppendUvarint(b, uint64(m.PrefixLen))
+		for _, v := range [...][]byte{m.Value, m.Mask} {
+			b = append(binary.AppendUvarint(b, uint64(len(v))), v...)
+		}
 	}
 	return string(b)
 }
