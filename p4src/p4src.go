@@ -26,10 +26,12 @@ var P4InfoText []byte
 //go:embed build/STAMP
 var Stamp []byte
 
-// P4Info returns a fresh copy of the program's P4Info.
+// P4Info returns a fresh copy of the program's P4Info. Fields that p4c writes
+// and this release of the P4Runtime API does not have yet, such as
+// initial_default_action, are left out.
 func P4Info() (*p4configv1.P4Info, error) {
 	info := new(p4configv1.P4Info)
-	if err := prototext.Unmarshal(P4InfoText, info); err != nil {
+	if err := (prototext.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(P4InfoText, info); err != nil {
 		return nil, fmt.Errorf("embedded P4Info: %w", err)
 	}
 	return info, nil
