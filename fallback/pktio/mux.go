@@ -91,33 +91,42 @@ func (m *Mux) Recv(frames []*Frame) (n, port int, err error) {
 		if m.closed.Load() {
 			return 0, -1, fmt.Errorf("mux: %w", ErrClosed)
 		}
-		left := 0
-		for range m.ports {
-			i := m.next
-			if m.next++; m.next == len(m.ports) {
-				m.next = 0
-			}
-			if m.ended[i] {
-				continue
-			}
-			n, err := m.ports[i].tryRecv(frames)
-			if n > 0 {
-				return n, i, nil
-			}
-			if err != nil {
-				m.ended[i] = true
-				return 0, i, err
-			}
-			left++
-		}
-		if left == 0 {
-			return 0, -1, io.EOF
+		n, port, err := m.try(frames)
+		if n > 0 || err != nil {
+			return n, port, err
 		}
 		woken, err := m.wait()
 		if err != nil || woken {
 			return 0, -1, err
 		}
 	}
+}
+
+// try looks once at each port that has not ended, by turns.
+func (m *Mux) try(frames []*Frame) (n, port int, err error) {
+	left := 0
+	for range m.ports {
+		i := m.next
+		if m.next++; m.next == len(m.ports) {
+			m.next = 0
+		}
+		if m.ended[i] {
+			continue
+		}
+		n, err := m.ports[i].tryRecv(frames)
+		if n > 0 {
+			return n, i, nil
+		}
+		if err != nil {
+			m.ended[i] = true
+			return 0, i, err
+		}
+		left++
+	}
+	if left == 0 {
+		return 0, -1, io.EOF
+	}
+	return 0, -1, nil
 }
 
 // wait waits until a port may have input, and reports whether Wake ended it.
