@@ -108,7 +108,8 @@ type StageCount struct {
 
 // TableCount is how many entries a table has and how many it takes.
 type TableCount struct {
-	Table         string
+	ID            uint32
+	Table         string // alias
 	Entries, Size int64
 }
 
@@ -140,7 +141,7 @@ func (e *Engine) Stats() Stats {
 		}
 	}
 	for _, t := range tables.Tables() {
-		s.Tables = append(s.Tables, TableCount{t.Alias, int64(pl.byID[t.ID].count()), t.Size})
+		s.Tables = append(s.Tables, TableCount{t.ID, t.Alias, int64(pl.byID[t.ID].count()), t.Size})
 	}
 	return s
 }
