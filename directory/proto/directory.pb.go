@@ -2821,8 +2821,10 @@ type Account struct {
 	Acknowledged   uint64                 `protobuf:"varint,6,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
 	BehindSince    uint64                 `protobuf:"varint,7,opt,name=behind_since,json=behindSince,proto3" json:"behind_since,omitempty"` // sequence; 0 while it is not behind
 	Alarm          bool                   `protobuf:"varint,8,opt,name=alarm,proto3" json:"alarm,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Sequence of its last resumption: what it read before lacks envelopes.
+	Resumed       uint64 `protobuf:"varint,9,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Account) Reset() {
@@ -2909,6 +2911,13 @@ func (x *Account) GetAlarm() bool {
 		return x.Alarm
 	}
 	return false
+}
+
+func (x *Account) GetResumed() uint64 {
+	if x != nil {
+		return x.Resumed
+	}
+	return 0
 }
 
 // Rollout is a next key on its way to its recipients.
@@ -3282,7 +3291,7 @@ const file_directory_proto_rawDesc = "" +
 	"\rRotateRequest\x12\x16\n" +
 	"\x06member\x18\x01 \x01(\tR\x06member\x125\n" +
 	"\x05suite\x18\x02 \x01(\x0e2\x1f.countersign.directory.v1.SuiteR\x05suite\"\x1b\n" +
-	"\x19RotateDirectoryKeyRequest\"\xeb\x01\n" +
+	"\x19RotateDirectoryKeyRequest\"\x85\x02\n" +
 	"\aAccount\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
 	"\x10joined_unix_nano\x18\x02 \x01(\x03R\x0ejoinedUnixNano\x12\x12\n" +
@@ -3291,7 +3300,8 @@ const file_directory_proto_rawDesc = "" +
 	"\x05spent\x18\x05 \x03(\fR\x05spent\x12\"\n" +
 	"\facknowledged\x18\x06 \x01(\x04R\facknowledged\x12!\n" +
 	"\fbehind_since\x18\a \x01(\x04R\vbehindSince\x12\x14\n" +
-	"\x05alarm\x18\b \x01(\bR\x05alarm\"\xaa\x02\n" +
+	"\x05alarm\x18\b \x01(\bR\x05alarm\x12\x18\n" +
+	"\aresumed\x18\t \x01(\x04R\aresumed\"\xaa\x02\n" +
 	"\aRollout\x12/\n" +
 	"\x02id\x18\x01 \x01(\v2\x1f.countersign.directory.v1.KeyIDR\x02id\x12\x1c\n" +
 	"\tpublished\x18\x02 \x01(\x04R\tpublished\x12,\n" +

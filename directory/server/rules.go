@@ -551,9 +551,9 @@ func (t *tx) resume(name string) error {
 	}
 	m = edit(m)
 	m.State = pb.MemberState_MEMBER_STATE_ACTIVE
-	if a := t.accounts.get(name); a != nil && a.Alarm {
+	if a := t.accounts.get(name); a != nil {
 		a = edit(a)
-		a.Alarm = false
+		a.Alarm, a.Resumed = false, t.sequence
 		t.accounts.put(name, a)
 	}
 	t.await(name)

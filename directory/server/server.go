@@ -35,6 +35,9 @@ const (
 	commitRetry = time.Second
 )
 
+// errDamaged is a store whose content makes no sense: nothing may be built on it.
+var errDamaged = errors.New("store is damaged")
+
 // Server is a running directory. Make it with New; it is safe for concurrent
 // use.
 type Server struct {
@@ -197,41 +200,45 @@ func (s *Server) change(ctx context.Context, fn func(*tx) error) error {
 // the state is loaded and a valid bundle is signed.
 func (s *Server) commitAll(ctx context.Context, ready chan struct{}) error {
 	for {
-		watch, err := s.load(ctx)
-		if err != nil {
+		err := s.commitWatched(ctx, &ready)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, errDamaged), errors.Is(err, store.ErrClosed):
 			return err
-		}
-		for watch != nil {
-			batch, ok, err := s.gather(ctx, watch)
-			if err != nil {
-				return err
-			}
-			if !ok {
-				break // fell behind: load again
-			}
-			watch, err = s.commit(ctx, watch, batch)
-			for _, r := range batch {
-				if err != nil {
-					r.done <- err // those that have succeeded were told
-				}
-			}
-			if err != nil && ctx.Err() != nil {
-				return err
-			}
-			if err != nil {
-				s.cfg.Log.Error("commit_failed", "error", err)
-				select {
-				case <-ctx.Done():
-				case <-s.cfg.Clock.At(s.cfg.Clock.Now().Add(commitRetry)):
-				}
-				break
-			}
-			if ready != nil {
-				close(ready)
-				ready = nil
+		case err != nil:
+			s.cfg.Log.Error("commit_failed", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-s.cfg.Clock.At(s.cfg.Clock.Now().Add(commitRetry)):
 			}
 		}
 	}
+}
+
+// commitWatched loads the state and commits for as long as the store's watch
+// lasts.
+func (s *Server) commitWatched(ctx context.Context, ready *chan struct{}) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watch, err := s.load(ctx)
+	if err != nil {
+		return err
+	}
+	var batch []*request // first whatever fell due meanwhile
+	for ok := true; ok; batch, ok, err = s.gather(ctx, watch) {
+		if err := s.commit(ctx, watch, batch); err != nil {
+			for _, r := range batch {
+				r.done <- err
+			}
+			return err
+		}
+		if *ready != nil {
+			close(*ready)
+			*ready = nil
+		}
+	}
+	return err
 }
 
 // load reads the whole state and starts the watch behind it.
@@ -251,7 +258,7 @@ func (s *Server) load(ctx context.Context) (<-chan store.Batch, error) {
 		st := newState()
 		for _, e := range entries {
 			if err := st.applyEvent(store.Event{Entry: e}, &change{topUps: map[string][]string{}}); err != nil {
-				return nil, fmt.Errorf("load %q: %w", e.Key, err)
+				return nil, fmt.Errorf("%w: %q: %w", errDamaged, e.Key, err)
 			}
 		}
 		st.revision = revision
@@ -333,7 +340,7 @@ func (s *Server) take(b store.Batch) error {
 	}
 	ch, err := s.state.apply(b)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	s.changes = append(s.changes, ch)
 	if len(s.changes) > history {
@@ -347,8 +354,8 @@ func (s *Server) take(b store.Batch) error {
 
 // commit applies a batch of requests and whatever is due, in one transaction,
 // and waits until the state has it. It answers the requests unless it returns
-// an error. A nil watch means that it must be started anew.
-func (s *Server) commit(ctx context.Context, watch <-chan store.Batch, batch []*request) (<-chan store.Batch, error) {
+// an error.
+func (s *Server) commit(ctx context.Context, watch <-chan store.Batch, batch []*request) error {
 	for {
 		t := &tx{
 			tables: newTables(&s.state.tables), cfg: &s.cfg, now: s.cfg.Clock.Now(), sequence: s.state.sequence + 1,
@@ -362,30 +369,30 @@ func (s *Server) commit(ctx context.Context, watch <-chan store.Batch, batch []*
 			}
 		}
 		if err := t.advance(); err != nil {
-			return watch, err
+			return err
 		}
 		txn, err := s.sign(t)
 		if err != nil {
-			return watch, err
+			return err
 		}
 		revision := s.state.revision
 		if txn != nil {
 			revision, err = s.store.Commit(ctx, *txn)
 		}
 		if err != nil && !errors.Is(err, store.ErrConflict) {
-			return watch, err
+			return err
 		}
 		// After a conflict the other server's change is on its way.
 		for s.state.revision < revision || err != nil {
 			b, open := <-watch
 			if !open {
 				if err != nil {
-					return nil, err
+					return err
 				}
 				break
 			}
 			if e := s.take(b); e != nil {
-				return watch, e
+				return e
 			}
 			if err != nil {
 				break
@@ -401,7 +408,7 @@ func (s *Server) commit(ctx context.Context, watch <-chan store.Batch, batch []*
 		for i, r := range batch {
 			r.done <- errs[i]
 		}
-		return watch, nil
+		return nil
 	}
 }
 

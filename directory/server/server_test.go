@@ -946,3 +946,68 @@ func TestRotationsLoseNothing(t *testing.T) {
 		t.Fatalf("switches: %v", switches)
 	}
 }
+
+func TestSiblingsKnowEachOther(t *testing.T) {
+	a := newAlliance(t, nil)
+	c1, c2 := a.join("c1"), a.join("c2")
+	both := func(s *directory.Snapshot) bool { return len(s.Members) == 2 }
+	c1.until("both members", both)
+	c2.until("both members", both)
+	handshake := func(clientConf, serverConf *tls.Config) (client, server error, cs, ss tls.ConnectionState) {
+		x, y := net.Pipe()
+		defer closeQuietly(x)
+		defer closeQuietly(y)
+		sc, cc := tls.Server(y, serverConf), tls.Client(x, clientConf)
+		done := make(chan error, 1)
+		go func() {
+			err := sc.HandshakeContext(a.ctx())
+			if err != nil {
+				closeQuietly(y)
+			} else {
+				_, err = sc.Write([]byte{1})
+			}
+			done <- err
+		}()
+		client = cc.HandshakeContext(a.ctx())
+		if client == nil { // in TLS 1.3 the client learns of a refusal with its first read
+			_, client = cc.Read(make([]byte, 1))
+		}
+		closeQuietly(x)
+		return client, <-done, cc.ConnectionState(), sc.ConnectionState()
+	}
+	ce, se, cs, ss := handshake(c1.c.ClientTLS("c2"), c2.c.ServerTLS())
+	if ce != nil || se != nil {
+		t.Fatalf("client %v, server %v", ce, se)
+	}
+	if name, err := c1.c.PeerName(cs); err != nil || name != "c2" {
+		t.Fatalf("client sees %q %v", name, err)
+	}
+	if name, err := c2.c.PeerName(ss); err != nil || name != "c1" {
+		t.Fatalf("server sees %q %v", name, err)
+	}
+	if ce, _, _, _ := handshake(c1.c.ClientTLS("c3"), c2.c.ServerTLS()); ce == nil {
+		t.Fatal("took c2 for c3")
+	}
+	anonymous := c1.c.ClientTLS("c2")
+	anonymous.GetClientCertificate = nil
+	if _, se, _, _ := handshake(anonymous, c2.c.ServerTLS()); se == nil {
+		t.Fatal("took a client without a certificate")
+	}
+	if _, err := a.admin.Suspend(a.ctx(), &pb.MemberRequest{Name: "c1"}); err != nil {
+		t.Fatal(err)
+	}
+	c2.until("the suspension", func(s *directory.Snapshot) bool { return s.Member("c1").State == directory.Suspended })
+	if _, se, _, _ := handshake(c1.c.ClientTLS("c2"), c2.c.ServerTLS()); !errors.Is(se, client.ErrUnknownPeer) {
+		t.Fatalf("suspended member: %v", se)
+	}
+	if _, err := c2.c.PeerName(ss); !errors.Is(err, client.ErrUnknownPeer) {
+		t.Fatalf("open connection of a suspended member: %v", err)
+	}
+	// It comes back.
+	if _, err := a.admin.Resume(a.ctx(), &pb.MemberRequest{Name: "c1"}); err != nil {
+		t.Fatal(err)
+	}
+	a.untilConnected(c1)
+	c2.until("c1's fresh key", hasKey("c1", tag.Siphash, directory.Current))
+	c1.until("c2's key", hasKey("c2", tag.Siphash, directory.Current))
+}

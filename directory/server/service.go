@@ -372,7 +372,7 @@ func (s *Server) updateSince(ctx context.Context, name string, pos *position) (u
 	st := s.state
 	u = &pb.Update{Sequence: st.sequence}
 	from := pos.sequence
-	fresh := pos.version == 0 || from < s.lost || from > st.sequence
+	fresh := pos.version == 0 || from < s.lost || from > st.sequence || from < st.accounts.get(name).GetResumed()
 	header := fresh || !pos.connected
 	ids, topUps := map[string]bool{}, []string(nil)
 	if fresh {
