@@ -953,7 +953,7 @@ func TestSiblingsKnowEachOther(t *testing.T) {
 	both := func(s *directory.Snapshot) bool { return len(s.Members) == 2 }
 	c1.until("both members", both)
 	c2.until("both members", both)
-	handshake := func(clientConf, serverConf *tls.Config) (client, server error, cs, ss tls.ConnectionState) {
+	handshake := func(clientConf, serverConf *tls.Config) (cs, ss tls.ConnectionState, client, server error) {
 		x, y := net.Pipe()
 		defer closeQuietly(x)
 		defer closeQuietly(y)
@@ -973,9 +973,10 @@ func TestSiblingsKnowEachOther(t *testing.T) {
 			_, client = cc.Read(make([]byte, 1))
 		}
 		closeQuietly(x)
-		return client, <-done, cc.ConnectionState(), sc.ConnectionState()
+		server = <-done
+		return cc.ConnectionState(), sc.ConnectionState(), client, server
 	}
-	ce, se, cs, ss := handshake(c1.c.ClientTLS("c2"), c2.c.ServerTLS())
+	cs, ss, ce, se := handshake(c1.c.ClientTLS("c2"), c2.c.ServerTLS())
 	if ce != nil || se != nil {
 		t.Fatalf("client %v, server %v", ce, se)
 	}
@@ -985,19 +986,19 @@ func TestSiblingsKnowEachOther(t *testing.T) {
 	if name, err := c2.c.PeerName(ss); err != nil || name != "c1" {
 		t.Fatalf("server sees %q %v", name, err)
 	}
-	if ce, _, _, _ := handshake(c1.c.ClientTLS("c3"), c2.c.ServerTLS()); ce == nil {
+	if _, _, ce, _ := handshake(c1.c.ClientTLS("c3"), c2.c.ServerTLS()); ce == nil {
 		t.Fatal("took c2 for c3")
 	}
 	anonymous := c1.c.ClientTLS("c2")
 	anonymous.GetClientCertificate = nil
-	if _, se, _, _ := handshake(anonymous, c2.c.ServerTLS()); se == nil {
+	if _, _, _, se := handshake(anonymous, c2.c.ServerTLS()); se == nil {
 		t.Fatal("took a client without a certificate")
 	}
 	if _, err := a.admin.Suspend(a.ctx(), &pb.MemberRequest{Name: "c1"}); err != nil {
 		t.Fatal(err)
 	}
 	c2.until("the suspension", func(s *directory.Snapshot) bool { return s.Member("c1").State == directory.Suspended })
-	if _, se, _, _ := handshake(c1.c.ClientTLS("c2"), c2.c.ServerTLS()); !errors.Is(se, client.ErrUnknownPeer) {
+	if _, _, _, se := handshake(c1.c.ClientTLS("c2"), c2.c.ServerTLS()); !errors.Is(se, client.ErrUnknownPeer) {
 		t.Fatalf("suspended member: %v", se)
 	}
 	if _, err := c2.c.PeerName(ss); !errors.Is(err, client.ErrUnknownPeer) {
