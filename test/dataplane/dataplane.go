@@ -32,8 +32,8 @@ var ErrUnavailable = errors.New("data plane is not available")
 // namespace.
 const address = "127.0.0.1:9559"
 
-// MTU of the links in bytes: an IPv6 packet of 9000 bytes with any tag fits.
-const MTU = 9600
+// MTU of the links in bytes: the most that packet I/O of the software data plane carries.
+const MTU = 9216
 
 // Options say what to start. The zero value is of no use.
 type Options struct {

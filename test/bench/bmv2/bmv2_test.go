@@ -1,0 +1,49 @@
+package bmv2
+
+import (
+	"errors"
+	"os"
+	"testing"
+	"time"
+
+	"countersign/test/dataplane"
+	"countersign/test/netlab"
+)
+
+func TestMain(m *testing.M) {
+	errPrivileges = netlab.EnsurePrivileges()
+	os.Exit(m.Run())
+}
+
+var errPrivileges error
+
+func compare(t testing.TB, rounds int, d time.Duration) Result {
+	t.Helper()
+	if errPrivileges != nil {
+		t.Skipf("no network namespaces: %v", errPrivileges)
+	}
+	r, err := Compare(t.Context(), rounds, d)
+	if errors.Is(err, dataplane.ErrUnavailable) && os.Getenv("COUNTERSIGN_REQUIRE_BMV2") != "1" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// TestCompare is there so that the measurement keeps working.
+func TestCompare(t *testing.T) {
+	if r := compare(t, 1, 100*time.Millisecond); r.Forward <= 0 || r.Retag <= 0 {
+		t.Errorf("measured %+v", r)
+	}
+}
+
+func BenchmarkRetag(b *testing.B) {
+	r := compare(b, 5, 2*time.Second)
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(r.Forward, "forward-packets/s")
+	b.ReportMetric(r.Retag, "retag-packets/s")
+	b.ReportMetric(r.Ratio(), "ratio")
+	b.ReportMetric(SketchRatio, "sketch-ratio")
+}
