@@ -34,25 +34,27 @@ type Announcement struct {
 // Session is one admitted session. It is a plain value; the Book hands out
 // copies.
 type Session struct {
-	Tuple        tag.Tuple `json:"-"`
-	InitiatorLow bool      `json:"initiator_low"`
+	Tuple        tag.Tuple
+	InitiatorLow bool
 	// Zone numbers that packets of each side may come from.
-	LowZone, HighZone uint16 `json:"-"`
+	LowZone, HighZone uint16
 	// Origin is the sibling that announced it, empty for the member's own.
-	Origin     string    `json:"origin,omitempty"`
-	Issuer     string    `json:"issuer,omitempty"`
-	Generation uint64    `json:"generation"`
-	Created    time.Time `json:"created"`
+	Origin     string
+	Issuer     string
+	Generation uint64
+	Created    time.Time
 	// Expiry bounds a sibling's session and one that is closing; zero is none.
-	Expiry time.Time `json:"expiry,omitzero"`
+	Expiry time.Time
 	// Installed: the entry stands in the data planes (a lazy one may not).
-	Installed bool `json:"installed"`
+	Installed bool
 	// Delivered: a tagged direction leaves by an edge here.
-	Delivered bool `json:"delivered"`
+	Delivered bool
 	// Closing: FIN or RST was seen.
-	Closing bool `json:"closing"`
+	Closing bool
+	// Announced is when the siblings were last told.
+	Announced time.Time
 	// The last times at which the data plane reported the entries idle.
-	SessionIdle, DeliveredIdle time.Time `json:"-"`
+	SessionIdle, DeliveredIdle time.Time
 }
 
 // Vouched identifies a tag that the CPU has verified for a session.

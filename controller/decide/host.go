@@ -1,0 +1,332 @@
+package decide
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"time"
+
+	"countersign/controller/compile"
+	"countersign/controller/config"
+	"countersign/controller/entry"
+	"countersign/controller/hostpkt"
+	"countersign/controller/session"
+	"countersign/packet"
+	"countersign/tables"
+)
+
+// resolveEvery is how often one address is asked for (RFC 4861,
+// RetransTimer), and resolveMax how many are being asked for.
+const (
+	resolveEvery = time.Second
+	resolveMax   = 4096
+)
+
+// Neighbourhood is the link-layer addresses that are known: fixed ones and
+// learned ones. It is safe for concurrent use.
+type Neighbourhood struct {
+	mu    sync.Mutex
+	fixed compile.Neighbours
+	known compile.Neighbours
+	asked map[netip.Addr]time.Time
+}
+
+func newNeighbourhood(cfg *config.Config) *Neighbourhood {
+	return &Neighbourhood{fixed: compile.Static(cfg), known: compile.Static(cfg), asked: map[netip.Addr]time.Time{}}
+}
+
+// Known returns a copy.
+func (n *Neighbourhood) Known() compile.Neighbours {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out := make(compile.Neighbours, len(n.known))
+	for a, m := range n.known {
+		out[a] = m
+	}
+	return out
+}
+
+// learn notes an address; it reports whether that is news. Only addresses
+// that were asked for or are known are taken, and fixed ones never change.
+func (n *Neighbourhood) learn(a netip.Addr, mac uint64) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, fixed := n.fixed[a]; fixed || mac == 0 {
+		return false
+	}
+	old, known := n.known[a]
+	_, asked := n.asked[a]
+	if !known && !asked || old == mac {
+		return false
+	}
+	delete(n.asked, a)
+	n.known[a] = mac
+	return true
+}
+
+// ask reports whether it is time to ask for a.
+func (n *Neighbourhood) ask(a netip.Addr, now time.Time) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if t, ok := n.asked[a]; ok && now.Sub(t) < resolveEvery || !ok && len(n.asked) >= resolveMax {
+		return false
+	}
+	n.asked[a] = now
+	return true
+}
+
+// toMe: ARP and neighbour discovery, packets to the member's own addresses,
+// and packets to neighbours that are not known yet.
+func (d *Decider) toMe(ctx context.Context, p Punt, v *packet.View) Outcome {
+	port := d.portOf(p.Device, p.Meta.IngressPort, p.Meta.Zone)
+	if port == nil {
+		return drop("unknown_port")
+	}
+	mac, _ := config.ParseMAC(port.MAC)
+	if n, ok := hostpkt.ParseNeighbour(p.Frame); ok {
+		if d.onLink(port, n.Addr) && d.near.learn(n.Addr, n.MAC) {
+			d.learn()
+		}
+		if n.Request && d.mine(port, n.Target) {
+			if reply, ok := hostpkt.AnswerNeighbour(p.Frame, mac); ok {
+				if err := d.send(ctx, p.Device, port.Port, reply); err != nil {
+					return drop("device_away")
+				}
+			}
+		}
+		return Outcome{Consumed, ""}
+	}
+	if v.ARP || v.Has(packet.ND) {
+		return drop("not_for_us")
+	}
+	_, dst := v.Ends()
+	if !d.mine(nil, dst) {
+		d.resolve(ctx, p.Device, dst)
+		return drop("neighbour_unknown")
+	}
+	if v.Tagged {
+		return drop("tagged_to_me")
+	}
+	if reply, ok := hostpkt.EchoReply(p.Frame); ok && d.errors.AllowN(d.now(), 1) {
+		if err := d.send(ctx, p.Device, port.Port, reply); err != nil {
+			return drop("device_away")
+		}
+		return Outcome{Consumed, ""}
+	}
+	return drop("not_served")
+}
+
+// Resolve asks for every next hop of the configuration that is not known.
+func (d *Decider) Resolve(ctx context.Context, dev string) {
+	known := d.near.Known()
+	for _, r := range d.cfg.Routes {
+		for _, via := range r.Via {
+			if _, ok := known[via]; !ok {
+				d.solicit(ctx, dev, via)
+			}
+		}
+	}
+}
+
+// resolve asks for the neighbour that dst is, or is reached by.
+func (d *Decider) resolve(ctx context.Context, dev string, dst netip.Addr) {
+	if d.cfg.PortTowards(dst, dev) != nil {
+		d.solicit(ctx, dev, dst)
+		return
+	}
+	best := -1
+	var vias []netip.Addr
+	for _, r := range d.cfg.Routes {
+		if r.To.Contains(dst) && r.To.Bits() > best {
+			best, vias = r.To.Bits(), r.Via
+		}
+	}
+	for _, via := range vias {
+		d.solicit(ctx, dev, via)
+	}
+}
+
+func (d *Decider) solicit(ctx context.Context, dev string, a netip.Addr) {
+	port := d.cfg.PortTowards(a, dev)
+	if port == nil || !d.near.ask(a, d.now()) {
+		return
+	}
+	mac, _ := config.ParseMAC(port.MAC)
+	for _, own := range port.Addresses {
+		if own.Contains(a) {
+			if err := d.send(ctx, dev, port.Port, hostpkt.Solicit(mac, own.Addr(), a, port.VLAN)); err != nil {
+				d.log.Debug("neighbour_not_asked", "address", a.String(), "error", err)
+			}
+			return
+		}
+	}
+}
+
+func (d *Decider) onLink(port *config.Port, a netip.Addr) bool {
+	for _, p := range port.Addresses {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// mine: an address of the member, on that port if one is given.
+func (d *Decider) mine(port *config.Port, a netip.Addr) bool {
+	for i := range d.cfg.Ports {
+		p := &d.cfg.Ports[i]
+		if port != nil && p.Name != port.Name {
+			continue
+		}
+		for _, own := range p.Addresses {
+			if own.Addr() == a {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// addressFor is the member's address of a's family on the port, for errors.
+func (d *Decider) addressFor(port *config.Port, is4 bool) (netip.Addr, bool) {
+	for _, p := range port.Addresses {
+		if p.Addr().Is4() == is4 {
+			return p.Addr(), true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// tooBig: the packet does not fit with its tag; its sender is told what does.
+func (d *Decider) tooBig(ctx context.Context, p Punt, v *packet.View) Outcome {
+	out := d.portOf(p.Device, p.Meta.EgressPort, p.Meta.EgressZone)
+	if out == nil {
+		return drop("unknown_port")
+	}
+	mtu := int(out.MTU)
+	if out.Role != "edge" {
+		mtu -= d.Carrier().Overhead(d.suite)
+	}
+	// No MTU below these is ever announced (RFC 791, RFC 8200).
+	if v.Family == 4 {
+		mtu = max(mtu, 576)
+	} else {
+		mtu = max(mtu, 1280)
+	}
+	return d.report(ctx, p, v, func(frame []byte, from netip.Addr, mac uint64) ([]byte, bool) {
+		if v.Family == 4 {
+			return hostpkt.FragmentationNeeded(frame, from, mac, uint16(mtu))
+		}
+		return hostpkt.PacketTooBig(frame, from, mac, uint32(mtu))
+	}, tables.ReasonTooBig.String())
+}
+
+func (d *Decider) ttlExpired(ctx context.Context, p Punt, v *packet.View) Outcome {
+	return d.report(ctx, p, v, hostpkt.TimeExceeded, tables.ReasonTTLExpired.String())
+}
+
+// report sends an ICMP error about a packet to where it came from, within a
+// rate, and drops the packet. A member on the way sees a tagged one: the error
+// goes out as if no tag had been there.
+func (d *Decider) report(ctx context.Context, p Punt, v *packet.View, make func([]byte, netip.Addr, uint64) ([]byte, bool), why string) Outcome {
+	port := d.portOf(p.Device, p.Meta.IngressPort, p.Meta.Zone)
+	if port == nil {
+		return drop(why)
+	}
+	from, ok := d.addressFor(port, v.Family == 4)
+	if !ok || !d.errors.AllowN(d.now(), 1) {
+		return drop(why)
+	}
+	frame := p.Frame[:v.End]
+	if v.Tagged {
+		buf := append([]byte(nil), frame...)
+		start, err := v.Strip(buf, 0)
+		if err != nil {
+			return drop(why)
+		}
+		frame = buf[start:]
+	}
+	mac, _ := config.ParseMAC(port.MAC)
+	if msg, ok := make(frame, from, mac); ok {
+		if err := d.send(ctx, p.Device, port.Port, msg); err != nil {
+			d.log.Debug("error_not_sent", "reason", why, "error", err)
+		}
+	}
+	return drop(why)
+}
+
+// icmpError: an error is judged by the session of the packet it quotes, never
+// by its own addresses. It passes once per short-lived entry of its own.
+func (d *Decider) icmpError(ctx context.Context, p Punt, v *packet.View) Outcome {
+	if v.Has(packet.QuotedCarrier) {
+		return drop("icmp_unproven")
+	}
+	quoted, ok := v.Quoted(p.Frame)
+	if !ok {
+		return drop("icmp_unreadable")
+	}
+	s, ok := d.book.Get(quoted)
+	if !ok {
+		return drop("icmp_unproven")
+	}
+	out, ok := d.egressOf(p.Device, v)
+	if !ok {
+		return drop("no_route")
+	}
+	low, high := zonesBySide(p.Meta.Zone, d.zones[out.Zone], v.SrcIsLow)
+	add := []tables.Entry{entry.ForSession(v.Tuple, low, high, d.cfg.Sessions.ICMP.Std())}
+	if out.Role != "edge" {
+		e, err := d.signature(v.Tuple)
+		if err != nil {
+			return drop(tables.ReasonNoSigningKey.String())
+		}
+		if e != nil {
+			add = append(add, e)
+		}
+	}
+	if err := d.upsert(ctx, p.Device, add...); err != nil {
+		return drop(reasonOf(err))
+	}
+	d.book.Put(session.Session{
+		Tuple: v.Tuple, InitiatorLow: v.SrcIsLow, LowZone: low, HighZone: high, Issuer: s.Issuer,
+		Generation: d.generation.Add(1), Created: d.now(), Installed: true,
+		Expiry: d.now().Add(d.cfg.Sessions.ICMP.Std()), Announced: d.now(),
+	})
+	return d.giveBack(ctx, p)
+}
+
+// egressOf is the port that the packet leaves by, as the configuration routes.
+func (d *Decider) egressOf(dev string, v *packet.View) (*config.Port, bool) {
+	_, dst := v.Ends()
+	best, bits := d.cfg.PortTowards(dst, dev), -1
+	if best != nil {
+		for _, a := range best.Addresses {
+			if a.Contains(dst) {
+				bits = max(bits, a.Bits())
+			}
+		}
+	}
+	for _, r := range d.cfg.Routes {
+		if r.Device != "" && r.Device != dev || !r.To.Contains(dst) || r.To.Bits() <= bits {
+			continue
+		}
+		for _, via := range r.Via {
+			if p := d.cfg.PortTowards(via, dev); p != nil {
+				best, bits = p, r.To.Bits()
+				break
+			}
+		}
+	}
+	return best, best != nil
+}
+
+// tagsTowards: does the packet leave by a port that tags leave by?
+func (d *Decider) tagsTowards(dev string, v *packet.View, frame []byte) bool {
+	for _, x := range d.cfg.CrossConnects {
+		if a, b := d.cfg.Port(x.A), d.cfg.Port(x.B); a.Device == dev && (a.Role != "edge" || b.Role != "edge") {
+			return true
+		}
+	}
+	p, ok := d.egressOf(dev, v)
+	return ok && p.Role != "edge"
+}
