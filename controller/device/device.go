@@ -96,6 +96,10 @@ type Config struct {
 	// the time, so that the controller started last becomes primary.
 	ElectionID ElectionID
 	Pipeline   Pipeline
+	// Reconcile tries RECONCILE_AND_COMMIT, which keeps the entries, before
+	// VERIFY_AND_COMMIT where a pipeline is replaced. It is for targets that
+	// can do it or say that they cannot: bmv2 breaks off halfway.
+	Reconcile bool
 
 	// Dynamic lists the P4Info ids (tables, meters, action profiles) whose
 	// content the owner writes through Write. Everything else in the pipeline
@@ -104,7 +108,8 @@ type Config struct {
 	// Adopt is called once whenever the session has become primary and the
 	// static entries are there, with the entries found in the Dynamic tables.
 	// It compares them with what the owner wants and writes the difference
-	// through Write. After an error it is called again.
+	// through Write. After an error it is called again. It returns when ctx
+	// ends, and does not wait for Synced, which comes after it.
 	Adopt func(ctx context.Context, found iter.Seq2[*p4v1.TableEntry, error]) error
 
 	// Queues of packet-ins; default: one of 1024 packets.
@@ -119,7 +124,7 @@ type Config struct {
 
 	MaxBatch    int           // updates in a Write RPC; default 500
 	MaxMessage  int           // bytes of a Write RPC; default 3 MiB, as servers take 4 MiB unless told otherwise
-	InFlight    int           // Write RPCs outstanding at once; default 4
+	InFlight    int           // Write RPCs outstanding at once; default 2
 	RPCTimeout  time.Duration // deadline of an RPC that writes or asks for little; default 10 s
 	BulkTimeout time.Duration // deadline of reads and of the pipeline's push; default 60 s
 	// Probe is the interval at which a Capabilities RPC shows that the device
@@ -141,7 +146,7 @@ func (c *Config) setDefaults() {
 	def(&c.IdleTimeouts, 256)
 	def(&c.MaxBatch, 500)
 	def(&c.MaxMessage, 3<<20)
-	def(&c.InFlight, 4)
+	def(&c.InFlight, 2)
 	def(&c.RPCTimeout, 10*time.Second)
 	def(&c.BulkTimeout, 60*time.Second)
 	def(&c.Probe, 5*time.Second)
@@ -387,6 +392,6 @@ func (s *Session) setState(change func(*State)) {
 	s.changed = make(chan struct{})
 	s.metrics.phase.Set(float64(s.state.Phase))
 	if s.state.Phase != before {
-		s.log.Info("device_state", "phase", s.state.Phase.String(), "generation", s.state.Generation, "error", s.state.Err)
+		s.log.Info("device_state", "phase", s.state.Phase.String(), "generation", s.state.Generation)
 	}
 }

@@ -424,18 +424,32 @@ func TestPipeline(t *testing.T) {
 	}
 	refused := 3
 	for _, c := range []struct {
-		name  string
-		setup func(*devicetest.Server)
-		want  []p4v1.SetForwardingPipelineConfigRequest_Action
-		keeps bool // the session that was there
+		name      string
+		reconcile bool
+		setup     func(*devicetest.Server)
+		want      []p4v1.SetForwardingPipelineConfigRequest_Action
+		keeps     bool // the session that was there
 	}{
-		{"same cookie", func(s *devicetest.Server) { s.SetCookie(42) }, nil, true},
-		{"other cookie", func(s *devicetest.Server) { s.SetCookie(41) }, []p4v1.SetForwardingPipelineConfigRequest_Action{reconcileAndCommit}, true},
-		{"other cookie, cannot reconcile", func(s *devicetest.Server) {
+		{"same cookie", true, func(s *devicetest.Server) { s.SetCookie(42) }, nil, true},
+		{"other cookie", false, func(s *devicetest.Server) { s.SetCookie(41) }, []p4v1.SetForwardingPipelineConfigRequest_Action{verifyAndCommit}, false},
+		{"other cookie, can reconcile", true, func(s *devicetest.Server) { s.SetCookie(41) }, []p4v1.SetForwardingPipelineConfigRequest_Action{reconcileAndCommit}, true},
+		{"other cookie, cannot reconcile", true, func(s *devicetest.Server) {
 			s.SetCookie(41)
 			s.FailPipeline = unsupported
 		}, []p4v1.SetForwardingPipelineConfigRequest_Action{verifyAndCommit}, false},
-		{"refused at first", func(s *devicetest.Server) {
+		{"takes the cookie, refuses the pipeline", false, func(s *devicetest.Server) {
+			halfway := true
+			s.FailPipeline = func(*p4v1.SetForwardingPipelineConfigRequest) error {
+				if halfway {
+					halfway = false
+					return status.Error(codes.Unknown, "halfway")
+				}
+				return nil
+			}
+			s.SetCookie(41)
+			s.CookieFirst = true
+		}, []p4v1.SetForwardingPipelineConfigRequest_Action{verifyAndCommit}, false},
+		{"refused at first", false, func(s *devicetest.Server) {
 			s.FailPipeline = func(*p4v1.SetForwardingPipelineConfigRequest) error {
 				if refused--; refused >= 0 {
 					return status.Error(codes.InvalidArgument, "not yet")
@@ -449,7 +463,9 @@ func TestPipeline(t *testing.T) {
 				s.Put(sessionOf(1), clone(7, 1))
 				c.setup(s)
 			})
-			r := start(t, config(s), clone(7, 2))
+			cfg := config(s)
+			cfg.Reconcile = c.reconcile
+			r := start(t, cfg, clone(7, 2))
 			if st := r.synced(1); st.Pushed != (len(c.want) > 0) {
 				t.Errorf("pushed %v", st.Pushed)
 			}

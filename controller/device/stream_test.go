@@ -85,7 +85,7 @@ func TestStreamMessages(t *testing.T) {
 }
 
 // total sums a metric over its labels.
-func total(t *testing.T, reg prometheus.Gatherer, name string) float64 {
+func total(t testing.TB, reg prometheus.Gatherer, name string) float64 {
 	t.Helper()
 	families, err := reg.Gather()
 	if err != nil {

@@ -35,8 +35,7 @@ func (s *Session) lead(ctx context.Context, l *link, election ElectionID) {
 	}
 	pushed := false
 	for {
-		push, err := s.ensurePipeline(ctx, l, election)
-		// A push without an answer may have been carried out all the same.
+		push, err := s.ensurePipeline(ctx, l, election, pushed)
 		pushed = pushed || push
 		if err == nil {
 			break
@@ -100,8 +99,11 @@ func (s *Session) lead(ctx context.Context, l *link, election ElectionID) {
 	}
 }
 
-// ensurePipeline pushes the pipeline unless the device reports its cookie.
-func (s *Session) ensurePipeline(ctx context.Context, l *link, election ElectionID) (pushed bool, err error) {
+// ensurePipeline pushes the pipeline unless the device reports its cookie. It
+// pushes in any case with force, after a push that failed: the device may have
+// taken the cookie and not the pipeline. pushed says that the device may have
+// lost its entries.
+func (s *Session) ensurePipeline(ctx context.Context, l *link, election ElectionID, force bool) (pushed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.BulkTimeout)
 	defer cancel()
 	resp, err := l.client.GetForwardingPipelineConfig(ctx, &p4v1.GetForwardingPipelineConfigRequest{
@@ -113,13 +115,14 @@ func (s *Session) ensurePipeline(ctx context.Context, l *link, election Election
 		return false, fmt.Errorf("asking for the pipeline's cookie: %w", err)
 	}
 	has := resp.GetConfig()
-	if has.GetCookie() != nil && has.GetCookie().GetCookie() == s.cfg.Pipeline.Cookie {
+	if !force && has.GetCookie() != nil && has.GetCookie().GetCookie() == s.cfg.Pipeline.Cookie {
 		return false, nil
 	}
 	actions := []p4v1.SetForwardingPipelineConfigRequest_Action{p4v1.SetForwardingPipelineConfigRequest_VERIFY_AND_COMMIT}
 	if has != nil {
-		// The entries may stay, if the target can do it.
-		actions = slices.Insert(actions, 0, p4v1.SetForwardingPipelineConfigRequest_RECONCILE_AND_COMMIT)
+		if s.cfg.Reconcile {
+			actions = slices.Insert(actions, 0, p4v1.SetForwardingPipelineConfigRequest_RECONCILE_AND_COMMIT)
+		}
 		s.clearReplication(ctx, l, election)
 	}
 	for _, action := range actions {

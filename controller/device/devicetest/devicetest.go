@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	p4v1 "github.com/p4lang/p4runtime/go/p4/v1"
@@ -45,16 +44,15 @@ type Server struct {
 	FailWrite func(*p4v1.WriteRequest) error
 	// FailPipeline may return the error of a SetForwardingPipelineConfig.
 	FailPipeline func(*p4v1.SetForwardingPipelineConfigRequest) error
+	// CookieFirst makes the server take the cookie of a pipeline that it then
+	// refuses, as bmv2 does in some cases.
+	CookieFirst bool
 	// TLS makes the server listen on a loopback port under TLS.
 	TLS *tls.Config
 	// Mute makes Capabilities never answer, as a device that hangs.
 	Mute bool
-	// Discard makes Write succeed and forget, for benchmarks.
-	Discard bool
 	// Hold, if not nil, is received from before each Write is carried out.
 	Hold chan struct{}
-
-	discarded atomic.Int64 // Write RPCs
 
 	grpc *grpc.Server
 	done chan struct{}
@@ -213,9 +211,6 @@ func (s *Server) Writes() [][]*p4v1.Update {
 	s.writes = nil
 	return w
 }
-
-// Discarded returns how many Write RPCs Discard has swallowed.
-func (s *Server) Discarded() int64 { return s.discarded.Load() }
 
 // Send sends a message to the primary, as a data plane's event; it reports
 // whether there is one.
@@ -378,10 +373,6 @@ func (v *service) Capabilities(ctx context.Context, _ *p4v1.CapabilitiesRequest)
 
 func (v *service) Write(ctx context.Context, req *p4v1.WriteRequest) (*p4v1.WriteResponse, error) {
 	s := v.s
-	if s.Discard {
-		s.discarded.Add(1)
-		return &p4v1.WriteResponse{}, nil
-	}
 	if s.Hold != nil {
 		select {
 		case <-s.Hold:
@@ -453,6 +444,9 @@ func (v *service) SetForwardingPipelineConfig(_ context.Context, req *p4v1.SetFo
 	}
 	if s.FailPipeline != nil {
 		if err := s.FailPipeline(req); err != nil {
+			if s.CookieFirst {
+				s.pipeline = req.GetConfig()
+			}
 			return nil, err
 		}
 	}
