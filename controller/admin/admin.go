@@ -31,6 +31,8 @@ var (
 	ErrUnreachable = errors.New("controller not reached")
 	// ErrInUse is a socket on which another controller answers.
 	ErrInUse = errors.New("another controller serves this socket")
+	// ErrNoSocket is a path at which there is a file of another kind.
+	ErrNoSocket = errors.New("there is a file that is no socket")
 	// ErrRequest is a request that the controller does not understand.
 	ErrRequest = errors.New("bad request")
 )

@@ -20,7 +20,7 @@ import (
 const (
 	maxRequest    = 64 << 10 // bytes of a request's body
 	flushEvery    = 256      // sessions between two flushes
-	writeTimeout  = 30 * time.Second
+	ioTimeout     = 30 * time.Second
 	shutdownGrace = 2 * time.Second
 )
 
@@ -106,7 +106,7 @@ func sessions(w http.ResponseWriter, r *http.Request, b Backend) {
 			}
 			// The limit is on progress, not on the whole stream. A writer
 			// without deadlines keeps the server's.
-			_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+			_ = rc.SetWriteDeadline(time.Now().Add(ioTimeout))
 		}
 		if enc.Encode(&s) != nil {
 			panic(http.ErrAbortHandler)
@@ -153,75 +153,77 @@ func write(w http.ResponseWriter, code int, v any) {
 	_, _ = w.Write(body.Bytes()) // the reader may be gone
 }
 
-// Listen opens the socket at path with mode 0600 and takes the place of one
-// that nobody serves any longer. Closing the listener removes it.
-func Listen(path string) (net.Listener, error) {
+// Server answers on a socket. Make it with Listen.
+type Server struct {
+	listener net.Listener
+	path     string
+	backend  Backend
+}
+
+// Listen opens the socket at path with mode 0600, in the place of one that
+// nobody serves any longer. The caller calls Serve, or Close.
+func Listen(path string, b Backend) (*Server, error) {
 	if c, err := net.Dial("unix", path); err == nil {
 		return nil, errors.Join(fmt.Errorf("admin socket %s: %w", path, ErrInUse), c.Close())
 	}
 	if info, err := os.Lstat(path); err == nil && info.Mode()&fs.ModeSocket == 0 {
-		return nil, fmt.Errorf("admin socket %s: there is a file that is no socket", path)
-	}
-	dir, name := filepath.Split(path)
-	if dir == "" {
-		dir = "."
+		return nil, fmt.Errorf("admin socket %s: %w", path, ErrNoSocket)
 	}
 	// Made in a directory of its own, it is never there with another mode.
-	private, err := os.MkdirTemp(dir, ".")
+	private, err := os.MkdirTemp(filepath.Dir(path), ".")
 	if err != nil {
 		return nil, fmt.Errorf("admin socket: %w", err)
 	}
 	defer os.RemoveAll(private)
-	made := filepath.Join(private, name)
+	made := filepath.Join(private, "s")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: made, Net: "unix"})
 	if err != nil {
-		return nil, fmt.Errorf("admin socket %s: %w", path, err)
+		return nil, fmt.Errorf("admin socket: %w", err)
 	}
 	l.SetUnlinkOnClose(false)
 	if err := errors.Join(os.Chmod(made, 0o600), os.Rename(made, path)); err != nil {
 		return nil, errors.Join(fmt.Errorf("admin socket: %w", err), l.Close())
 	}
-	return &listener{Listener: l, path: path}, nil
+	return &Server{listener: l, path: path, backend: b}, nil
 }
 
-// listener removes its socket when it is closed.
-type listener struct {
-	net.Listener
-	path string
-}
-
-// Close closes the listener and removes the socket.
-func (l *listener) Close() error {
-	err := l.Listener.Close()
-	if err == nil {
-		err = os.Remove(l.path)
+// Close removes the socket. Serve does so itself.
+func (s *Server) Close() error {
+	err := s.listener.Close()
+	if errors.Is(err, net.ErrClosed) {
+		return nil
 	}
-	return err
+	return errors.Join(err, os.Remove(s.path))
 }
 
-// Serve answers for b on l until ctx ends, which is no error, and closes l.
-func Serve(ctx context.Context, l net.Listener, b Backend) error {
+// Serve answers until ctx ends, which is no error, and removes the socket. It
+// is called once.
+func (s *Server) Serve(ctx context.Context) error {
 	srv := &http.Server{
-		Handler:           Handler(b),
+		Handler:           Handler(s.backend),
 		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       writeTimeout,
-		WriteTimeout:      writeTimeout,
+		ReadTimeout:       ioTimeout,
+		WriteTimeout:      ioTimeout,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    maxRequest,
 	}
-	stopped := make(chan error, 1)
-	stop := context.AfterFunc(ctx, func() {
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
-		defer cancel()
-		err := srv.Shutdown(grace)
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = srv.Close() // a stream that nobody reads
-		}
-		stopped <- err
-	})
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		stop()
-		return errors.Join(fmt.Errorf("admin socket: %w", err), l.Close())
+	failed := make(chan error, 1)
+	go func() { failed <- srv.Serve(s.listener) }()
+	select {
+	case err := <-failed:
+		return errors.Join(fmt.Errorf("admin socket: %w", err), s.Close())
+	case <-ctx.Done():
 	}
-	return <-stopped
+	// The socket goes first, so that nobody finds one that does not answer.
+	err := s.Close()
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer cancel()
+	down := srv.Shutdown(grace)
+	if errors.Is(down, context.DeadlineExceeded) {
+		down = srv.Close() // a stream that nobody reads
+	}
+	if errors.Is(down, net.ErrClosed) {
+		down = nil // the listener, by Close above
+	}
+	return errors.Join(err, down)
 }
