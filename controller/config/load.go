@@ -556,3 +556,15 @@ func (r *PortRange) UnmarshalText(b []byte) error {
 	*r = PortRange{uint16(l), uint16(h)}
 	return nil
 }
+
+// Matches reports whether the rule speaks of a packet, as the data plane's
+// entries made from it do; TCP flags are not looked at.
+func (r *Rule) Matches(zones map[string]uint16, in, out uint16, src, dst netip.Addr, protocol uint8, sport, dport uint16) bool {
+	proto, any, err := ParseProtocol(r.Protocol)
+	sl, sh := r.SrcPort.Bounds()
+	dl, dh := r.DstPort.Bounds()
+	return err == nil && (any || proto == protocol) &&
+		(r.From == "" || zones[r.From] == in) && (r.To == "" || zones[r.To] == out) &&
+		(!r.Src.IsValid() || r.Src.Contains(src)) && (!r.Dst.IsValid() || r.Dst.Contains(dst)) &&
+		sl <= sport && sport <= sh && dl <= dport && dport <= dh
+}
