@@ -183,7 +183,7 @@ func start(o Options) (*controller, error) {
 	if cfg.Siblings.Listen != "" {
 		c.siblings, err = sibling.New(sibling.Config{
 			Self: cfg.Member, Listen: cfg.Siblings.Listen,
-			ServerTLS: c.client.ServerTLS(), ClientTLS: c.client.ClientTLS, PeerName: c.client.PeerName,
+			ServerTLS: c.serverTLS(), ClientTLS: c.client.ClientTLS, PeerName: c.client.PeerName,
 			Sibling: c.isSibling, Peers: c.peers,
 			Accept: func(from string, batch []session.Announcement) {
 				c.decider.Announced(context.Background(), from, batch)
@@ -222,6 +222,14 @@ func start(o Options) (*controller, error) {
 		}
 	}
 	return c, nil
+}
+
+// serverTLS asks the directory's client anew for every connection, because
+// certificates and authorities change while the controller runs.
+func (c *controller) serverTLS() *tls.Config {
+	base := c.client.ServerTLS()
+	base.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.client.ServerTLS(), nil }
+	return base
 }
 
 // classify runs on the stream's receive path: new flows are the flood to

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 )
@@ -86,4 +87,18 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestSchemaIsFresh(t *testing.T) {
+	want, err := Schema()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile("../../docs/controller.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != string(want) {
+		t.Error("docs/controller.schema.json is stale: go generate ./controller/config")
+	}
 }

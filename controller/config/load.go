@@ -90,6 +90,9 @@ func Parse(file string, data []byte) (cfg *Config, err error) {
 		return nil, located(file, err)
 	}
 	cfg.source = &source{file: file, tree: tree}
+	if err := cfg.checkSchema(data); err != nil {
+		return nil, err
+	}
 	cfg.setDefaults()
 	if err := cfg.Validate(); err != nil {
 		return nil, err
