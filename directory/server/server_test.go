@@ -512,6 +512,8 @@ func TestRotationWaitsForAcks(t *testing.T) {
 	if err != nil || len(list.Members[1].WaitingFor) == 0 || list.Members[1].Behind {
 		t.Fatalf("list: %v %v", list, err)
 	}
+	theirs := c1.until("s1's next key", hasKey("s1", tag.Siphash, directory.Current, directory.Next))
+	a.untilNobodyWaits(keyOf(theirs, "s1", tag.Siphash, directory.Next).KeyID) // so that c1 is not behind
 	a.clk.Advance(a.cfg.AckTimeout)
 	s1.until("the switch after the timeout", func(s *directory.Snapshot) bool {
 		k := keyOf(s, "c1", tag.Siphash, directory.Current)
@@ -699,6 +701,7 @@ func TestWatchResumes(t *testing.T) {
 	}
 	// The directory restarts on the same address.
 	a.stop()
+	s1.untilEvent(client.EventDisconnected)
 	a.start(listen(t, a.addr))
 	version = s1.c.Snapshot().Version
 	a.untilConnected(s1)
@@ -747,6 +750,8 @@ func TestDirectoryKeyRotates(t *testing.T) {
 	s1.run()
 	s1.until("the new key's bundle, two links later", later)
 	a.stop()
+	c1.untilEvent(client.EventDisconnected)
+	s1.untilEvent(client.EventDisconnected)
 	a.start(listen(t, a.addr)) // the key is on disk
 	a.untilConnected(c1, s1)
 }
@@ -1004,6 +1009,7 @@ func TestSiblingsKnowEachOther(t *testing.T) {
 	if _, err := c2.c.PeerName(ss); !errors.Is(err, client.ErrUnknownPeer) {
 		t.Fatalf("open connection of a suspended member: %v", err)
 	}
+	c1.untilEvent(client.EventDisconnected)
 	// It comes back.
 	if _, err := a.admin.Resume(a.ctx(), &pb.MemberRequest{Name: "c1"}); err != nil {
 		t.Fatal(err)
