@@ -125,7 +125,7 @@ type Flags uint16
 const (
 	BadChecksum     Flags = 1 << iota // IPv4 header checksum is wrong
 	SourceRoute                       // IPv4 source routing, IPv6 routing header with segments left
-	UnreadableChain                   // an IPv6 extension header that is not walked
+	UnreadableChain                   // a header behind which nothing is read, or no tag could stand
 	Martian                           // an address that no packet may have
 	LinkScope                         // a link-local, multicast or broadcast address
 	LAND                              // source and destination address are equal
@@ -409,6 +409,17 @@ func (c Carrier) portAt(p []byte, off int) bool {
 	return len(p)-off >= udpLen && be16(p[off+2:]) == c.Port
 }
 
+// hidden reports whether a protocol, as a tag's next header, would mean
+// something else than it does behind an IP header, so that no tag can stand
+// before it.
+func (v *View) hidden(protocol uint8, c Carrier) bool {
+	switch protocol {
+	case protoHopByHop, protoRouting, protoFragment, protoDstOpts:
+		return v.Family == 4
+	}
+	return protocol == c.Protocol
+}
+
 // parseBody reads the carrier, the tag and the transport header of p, which
 // ends where the packet does; protocol is what the header before v.Place says.
 func (v *View) parseBody(p []byte, protocol uint8, c Carrier) Anomaly {
@@ -425,6 +436,10 @@ func (v *View) parseBody(p []byte, protocol uint8, c Carrier) Anomaly {
 	}
 	v.NextHeader, v.Protocol = protocol, protocol
 	v.Next, v.L4 = off, off
+	if !v.Tagged && v.hidden(protocol, c) {
+		v.Flags |= UnreadableChain
+		return None
+	}
 	b := p[off:]
 	switch classes[protocol] {
 	case classTCP:

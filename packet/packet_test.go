@@ -219,8 +219,8 @@ func parseCases() []parseCase {
 	add(carrierIP, "tag behind hop-by-hop", eth(v6(0, cat([]byte{253, 0, 5, 2, 0, 0, 1, 0}, tagOf(sip, 6), tcp()))), None, 0, "6 "+ports6)
 	add(carrierUDP, "UDP tag behind hop-by-hop", eth(v6(0, cat([]byte{17, 0, 5, 2, 0, 0, 1, 0}, udp(1, 25300), tagOf(sip, 6), tcp()))), None, 0, "6 "+ports6)
 	add(carrierIP, "tag behind options", eth(v4opts([]byte{1, 1, 1, 1}, 253, cat(tagOf(sip, 17), udp(40000, 443)))), None, 0, "17 "+ports4)
-	add(carrierUDP, "protocol 253 with carrier udp", eth(v4(253, cat(tagOf(sip, 6), tcp()))), None, 0, "253 "+none4)
-	add(carrierUDP, "protocol 253 with carrier udp in IPv6", eth(v6(253, cat(tagOf(sip, 6), tcp()))), None, 0, "253 "+none6)
+	add(carrierUDP, "protocol 253 with carrier udp", eth(v4(253, cat(tagOf(sip, 6), tcp()))), None, UnreadableChain, "253 "+none4)
+	add(carrierUDP, "protocol 253 with carrier udp in IPv6", eth(v6(253, cat(tagOf(sip, 6), tcp()))), None, UnreadableChain, "253 "+none6)
 	add(carrierIP, "UDP port 25300 with carrier ip", eth(v4(17, cat(udp(40000, 25300), tagOf(sip, 6)))), None, 0, "17 198.51.100.9:40000 203.0.113.2:25300")
 	add(carrierUDP, "UDP from port 25300", eth(v4(17, udp(25300, 443))), None, 0, "17 198.51.100.9:25300 203.0.113.2:443")
 	add(carrierUDP, "UDP of 7 bytes", eth(v4(17, udp(40000, 25300)[:7])), L4Truncated, 0, "")
@@ -277,8 +277,8 @@ func parseCases() []parseCase {
 	}
 	add(carrierUDP, "7 bytes of UDP in an IPv6 fragment", eth(v6(44, cat(fragHeader(17, 1, 0xdeadbeef), udp(1, 25300)[:7]))), None, 0, "17 "+frag6)
 	both("fragment header of 7 bytes", eth(v6(44, fragHeader(17, 1, 1)[:7])), L4Truncated, 0, "")
-	both("IPv4 protocol 44", eth(v4(44, fragHeader(17, 1, 1))), None, 0, "44 "+none4)
-	both("IPv4 protocol 44, empty", eth(v4(44, nil)), None, 0, "44 "+none4)
+	both("IPv4 protocol 44", eth(v4(44, fragHeader(17, 1, 1))), None, UnreadableChain, "44 "+none4)
+	both("IPv4 protocol 44, empty", eth(v4(44, nil)), None, UnreadableChain, "44 "+none4)
 	add(carrierIP, "tagged IPv4 fragment header of 7 bytes", eth(v4(253, cat(tagOf(sip, 44), fragHeader(17, 1, 1)[:7]))), L4Truncated, 0, "")
 	// 7: the carrier in the wrong place.
 	add(carrierUDP, "UDP carrier behind a tag", eth(v4(17, cat(udp(1, 25300), tagOf(sip, 17), udp(1, 25300), tagOf(sip, 6)))), TagMisplaced, 0, "")
@@ -294,12 +294,16 @@ func parseCases() []parseCase {
 		both("IPv6 header of 7 bytes "+name, eth(v6(p, ext[:7])), L4Truncated, 0, "")
 		add(carrierIP, "carrier behind IPv6 header "+name, eth(v6(p, cat([]byte{253, 0, 0, 0, 0, 0, 0, 0}, tagOf(sip, 6)))), TagMisplaced, 0, "")
 		add(carrierUDP, "253 behind IPv6 header, carrier udp, "+name, eth(v6(p, []byte{253, 0, 0, 0, 0, 0, 0, 0})), None, UnreadableChain, num+" "+none6)
-		both("IPv4 protocol "+name, eth(v4(p, ext[:1])), None, 0, num+" "+none4)
+		flags := Flags(0)
+		if p != 51 && p != 135 && p != 139 && p != 140 {
+			flags = UnreadableChain // as a tag's next header it would mean something else
+		}
+		both("IPv4 protocol "+name, eth(v4(p, ext[:1])), None, flags, num+" "+none4)
 	}
 	both("two hop-by-hop headers", eth(v6(0, cat([]byte{0, 0, 1, 4, 0, 0, 0, 0}, []byte{6, 0, 1, 4, 0, 0, 0, 0}, tcp()))), None, UnreadableChain, "0 "+none6)
 	both("routing header with segments left", eth(v6(43, []byte{6, 0, 4, 1, 0, 0, 0, 0})), None, UnreadableChain|SourceRoute, "43 "+none6)
 	both("destination options with byte 3", eth(v6(60, []byte{6, 0, 4, 1, 0, 0, 0, 0})), None, UnreadableChain, "60 "+none6)
-	both("IPv4 protocol 0", eth(v4(0, nil)), None, 0, "0 "+none4)
+	both("IPv4 protocol 0", eth(v4(0, nil)), None, UnreadableChain, "0 "+none4)
 	// 7: transport headers.
 	for _, c := range []struct {
 		name     string
