@@ -174,6 +174,7 @@ func start(o Options) (*controller, error) {
 	if cfg.Directory != nil {
 		c.client, err = client.Open(client.Config{
 			State: cfg.Directory.State, KeyFile: cfg.Directory.KeyFile, Address: cfg.Directory.Address,
+			RotateEvery: cfg.Directory.RotateEvery.Std(), CodeEvery: cfg.Directory.CodeEvery.Std(),
 			Log: c.log, Metrics: reg, OnEvent: c.event,
 		})
 		if err != nil {

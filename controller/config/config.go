@@ -203,6 +203,11 @@ type Directory struct {
 	// KeyFile holds the key that private keys are encrypted under, by default
 	// made beside the state.
 	KeyFile string `yaml:"key_file,omitempty"`
+	// RotateEvery is how often each signing key is replaced, with jitter,
+	// default 24h; CodeEvery how often the anti-impersonation code is, default
+	// 1h.
+	RotateEvery Duration `yaml:"rotate_every,omitempty"`
+	CodeEvery   Duration `yaml:"code_every,omitempty"`
 }
 
 // Duration is a time.Duration that YAML writes as "500ms", "30s" or "1h".

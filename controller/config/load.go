@@ -159,6 +159,10 @@ func (c *Config) setDefaults() {
 	def(&c.Sessions.ICMP, 30*time.Second)
 	def(&c.Sessions.Other, 10*time.Minute)
 	def(&c.Sessions.Closing, 30*time.Second)
+	if c.Directory != nil {
+		def(&c.Directory.RotateEvery, 24*time.Hour)
+		def(&c.Directory.CodeEvery, time.Hour)
+	}
 	c.Sessions.Max = cmp.Or(c.Sessions.Max, 4194304)
 	c.Punts.Workers = cmp.Or(c.Punts.Workers, 256)
 	c.Punts.Queue = cmp.Or(c.Punts.Queue, 64)
@@ -421,6 +425,8 @@ func (c *Config) validateRest() error {
 		}
 	case c.Directory.Address == "":
 		return c.At("directory.address", errors.New("is missing"))
+	case c.Directory.RotateEvery < 0 || c.Directory.CodeEvery < 0:
+		return c.At("directory", errors.New("a negative time between rotations"))
 	case c.Directory.State == "":
 		return c.At("directory.state", errors.New("is missing: a directory for identity, bundle and keys"))
 	}
