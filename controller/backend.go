@@ -69,7 +69,7 @@ func (c *controller) Sessions() iter.Seq[admin.Session] {
 				InitiatorLow: s.InitiatorLow, LowZone: names[s.LowZone], HighZone: names[s.HighZone],
 				Origin: s.Origin, Issuer: s.Issuer, Generation: s.Generation,
 				Age: admin.Seconds(now.Sub(s.Created)), Expiry: s.Expiry,
-				Installed: s.Installed, Delivered: s.Delivered, Closing: s.Closing,
+				Installed: s.Installed(), Delivered: s.Delivered(), Closing: s.Closing,
 			}
 			out.SetTuple(&s.Tuple)
 			if !yield(out) {

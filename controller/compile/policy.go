@@ -33,14 +33,15 @@ type rule struct {
 }
 
 // policy compiles the operator's rules from the highest priority downwards,
-// and below all of them what waits for an announcement: the mirrors of the
-// rules that admit, and what the site serves.
+// and below all of them what waits for an announcement where replies may come
+// to another data plane or member: the mirrors of the rules that admit, and
+// what the site serves.
 func (b *builder) policy() error {
 	var rules []rule
 	for i := range b.cfg.Policy {
 		rules = append(rules, b.compileRule(i)...)
 	}
-	if b.cfg.Siblings.Listen != "" {
+	if b.cfg.Siblings.Listen != "" || len(b.cfg.Devices) > 1 {
 		for i := range b.cfg.Policy {
 			if b.cfg.Policy[i].Action == "admit" {
 				rules = append(rules, b.mirror(i)...)

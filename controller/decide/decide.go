@@ -243,12 +243,13 @@ func (d *Decider) Carrier() packet.Carrier {
 // newSession admits: the policy has said so, the entry makes it stand.
 func (d *Decider) newSession(ctx context.Context, p Punt, v *packet.View) Outcome {
 	s, known := d.book.Get(v.Tuple)
-	if !known || s.Origin != "" || !s.Installed || s.Closing {
+	if !known || s.Origin != "" || s.Closing {
 		s = session.Session{
 			Tuple: v.Tuple, InitiatorLow: v.SrcIsLow,
-			Generation: d.generation.Add(1), Created: d.now(), Installed: true,
+			Generation: d.generation.Add(1), Created: d.now(),
 		}
 	}
+	s.At(p.Device).Session = true
 	s.LowZone, s.HighZone = zonesBySide(p.Meta.Zone, p.Meta.EgressZone, v.SrcIsLow)
 	if !d.book.Put(s) {
 		return drop("sessions_full")
@@ -291,7 +292,7 @@ func (d *Decider) install(ctx context.Context, p Punt, v *packet.View, s session
 	if err := d.upsert(ctx, p.Device, add...); err != nil {
 		return drop(reasonOf(err))
 	}
-	d.book.Update(v.Tuple, func(s *session.Session) { s.Installed = true })
+	d.book.Update(v.Tuple, func(s *session.Session) { s.At(p.Device).Session = true })
 	return d.giveBack(ctx, p)
 }
 
@@ -428,7 +429,8 @@ func (d *Decider) firstSeen(ctx context.Context, p Punt, v *packet.View) Outcome
 	if s.Issuer == "" && !known {
 		s.Issuer = k.Member
 	}
-	s.Installed, s.Delivered = true, true
+	at := s.At(p.Device)
+	at.Session, at.Delivered = true, true
 	if v.Tuple.Kind() == tag.KindFragment {
 		// A datagram's pieces need no reply and are no session.
 		if err := d.upsert(ctx, p.Device, entry.ForDelivered(v.Tuple, fragmentIdle)); err != nil {
@@ -488,7 +490,7 @@ func (d *Decider) Announced(ctx context.Context, from string, batch []session.An
 		n := session.Session{
 			Tuple: a.Tuple, InitiatorLow: a.InitiatorLow, Origin: from, Issuer: a.Issuer,
 			Generation: a.Generation, Created: d.now(), Expiry: a.Expiry,
-			LowZone: d.zoneOf(a.LowZone), HighZone: d.zoneOf(a.HighZone), Installed: known && s.Installed,
+			LowZone: d.zoneOf(a.LowZone), HighZone: d.zoneOf(a.HighZone), Places: s.Places,
 		}
 		if !fresh {
 			n.Created = s.Created
@@ -502,7 +504,7 @@ func (d *Decider) Announced(ctx context.Context, from string, batch []session.An
 				if err := d.upsert(ctx, dev, d.sessionEntry(n)); err != nil {
 					d.log.Warn("session_not_installed", "device", dev, "error", err)
 				} else {
-					d.book.Update(a.Tuple, func(s *session.Session) { s.Installed = true })
+					d.book.Update(a.Tuple, func(s *session.Session) { s.At(dev).Session = true })
 				}
 			}
 		}
@@ -598,10 +600,10 @@ func (d *Decider) Idle(ctx context.Context, dev string, te *p4v1.TableEntry) {
 	}
 	now := d.now()
 	s, ok := d.book.Update(r.Tuple, func(s *session.Session) {
-		if r.Kind == entry.Delivered {
-			s.DeliveredIdle = now
+		if at := s.At(dev); r.Kind == entry.Delivered {
+			at.DeliveredIdle = now
 		} else {
-			s.SessionIdle = now
+			at.SessionIdle = now
 		}
 	})
 	switch {
@@ -609,9 +611,19 @@ func (d *Decider) Idle(ctx context.Context, dev string, te *p4v1.TableEntry) {
 		d.erase(ctx, entry.Removal(r.Kind, r.Tuple))
 	case s.Origin != "":
 		// A sibling's session goes at its expiry.
-	case !s.Delivered, d.recently(s.SessionIdle, r.Tuple) && d.recently(s.DeliveredIdle, r.Tuple):
+	case d.quiet(&s):
 		d.remove(ctx, s.Tuple, s.Origin, s.Generation)
 	}
+}
+
+// quiet: all entries of the session, in all data planes, are idle.
+func (d *Decider) quiet(s *session.Session) bool {
+	for _, p := range s.Places {
+		if p.Session && !d.recently(p.SessionIdle, s.Tuple) || p.Delivered && !d.recently(p.DeliveredIdle, s.Tuple) {
+			return false
+		}
+	}
+	return true
 }
 
 // recently: idle entries are reported again each time their timeout passes, so
@@ -635,7 +647,7 @@ func (d *Decider) remove(ctx context.Context, t tag.Tuple, origin string, genera
 		return
 	}
 	rm := []tables.Entry{entry.Removal(entry.Session, t)}
-	if s.Delivered {
+	if s.Delivered() {
 		rm = append(rm, entry.Removal(entry.Delivered, t))
 	}
 	var tags session.Tags

@@ -389,7 +389,7 @@ func TestFirstSeenOpensTheReplyDirection(t *testing.T) {
 	want(t, b.punt(tables.ReasonFirstSeen, f, true), Consumed, "")
 	tu := tupleOf(t, f)
 	s, _ := b.Book().Get(tu)
-	if s.Issuer != "c1" || !s.Delivered || s.LowZone != 2 || s.HighZone != 1 {
+	if s.Issuer != "c1" || !s.Delivered() || s.LowZone != 2 || s.HighZone != 1 {
 		t.Errorf("session is %+v", s)
 	}
 	if len(b.said) != 1 || b.said[0].Issuer != "c1" || b.said[0].LowZone != "wan" || b.said[0].HighZone != "lan" {
@@ -571,4 +571,50 @@ func FuzzHandle(f *testing.F) {
 		b := newBench(t, tag.Ed25519, "eager")
 		b.punt(tables.Reason(reason), data, reason&0x80 != 0)
 	})
+}
+
+func TestTwoDataPlanesShareSessions(t *testing.T) {
+	cfg, err := config.Parse("two.yaml", []byte(`
+member: s1
+devices: [{name: a, address: "unix:///a"}, {name: b, address: "unix:///b"}]
+ports:
+  - {device: a, port: 1, name: lan-a, role: edge, zone: lan, mac: "02:00:00:00:00:01", addresses: [10.2.0.1/24]}
+  - {device: a, port: 2, name: net-a, role: edge, zone: net, mac: "02:00:00:00:00:02", addresses: [10.9.0.1/24]}
+  - {device: b, port: 1, name: lan-b, role: edge, zone: lan, mac: "02:00:00:00:00:03", addresses: [10.2.0.2/24]}
+  - {device: b, port: 2, name: net-b, role: edge, zone: net, mac: "02:00:00:00:00:04", addresses: [10.9.0.2/24]}
+policy: [{from: lan, to: net, protocol: tcp, action: admit}]
+directory: {address: "127.0.0.1:2", state: /x}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := &recorder{entries: map[any]tables.Entry{}}, &recorder{entries: map[any]tables.Entry{}}
+	now := time.Unix(1e9, 0)
+	d, err := New(Config{Config: cfg, Planes: map[string]DataPlane{"a": a, "b": b}, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	syn := tcp(t, "10.2.0.5", "10.9.0.7", 4000, 443, "S")
+	lan, net := cfg.Zones()["lan"], cfg.Zones()["net"]
+	want(t, d.Handle(ctx, Punt{"a", tables.PacketIn{Reason: tables.ReasonNewSession, Role: tables.RoleEdge, IngressPort: 1, Zone: lan, EgressPort: 2, EgressZone: net}, syn}), Returned, "")
+	reply := tcp(t, "10.9.0.7", "10.2.0.5", 443, 4000, "SA")
+	want(t, d.Handle(ctx, Punt{"b", tables.PacketIn{Reason: tables.ReasonReplyUnknown, Role: tables.RoleEdge, IngressPort: 2, Zone: net, EgressPort: 1, EgressZone: lan}, reply}), Returned, "")
+	e := entry.Removal(entry.Session, tupleOf(t, syn))
+	if !a.has(e) || !b.has(e) || b.returned() != 1 {
+		t.Fatalf("entries: a %v, b %v", a.has(e), b.has(e))
+	}
+	te, err := e.ToProto()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Requests go by a, replies by b: one of them idle ends nothing.
+	d.Idle(ctx, "a", te)
+	if !a.has(e) || !b.has(e) {
+		t.Fatal("removed while the other data plane has traffic")
+	}
+	d.Idle(ctx, "b", te)
+	if a.has(e) || b.has(e) || d.Book().Len() != 0 {
+		t.Fatal("still there")
+	}
 }

@@ -111,7 +111,7 @@ func (d *Decider) fragment(ctx context.Context, p Punt, v *packet.View) Outcome 
 		return drop(why)
 	}
 	if at.low != 0 {
-		if s, ok := d.book.Get(v.Tuple); ok && s.Installed {
+		if s, ok := d.book.Get(v.Tuple); ok && s.Installed() {
 			return d.datagramPasses(ctx, p, v, s.LowZone, s.HighZone)
 		}
 		return Outcome{Waiting, ""}
@@ -130,8 +130,9 @@ func (d *Decider) fragment(ctx context.Context, p Punt, v *packet.View) Outcome 
 			return drop(tables.ReasonPolicyDefault.String())
 		}
 		s = session.Session{
-			Tuple: whole, InitiatorLow: v.SrcIsLow, Generation: d.generation.Add(1), Created: d.now(), Installed: true,
+			Tuple: whole, InitiatorLow: v.SrcIsLow, Generation: d.generation.Add(1), Created: d.now(),
 		}
+		s.At(p.Device).Session = true
 		s.LowZone, s.HighZone = zonesBySide(p.Meta.Zone, d.zones[out.Zone], v.SrcIsLow)
 		if !d.book.Put(s) {
 			return drop("sessions_full")
@@ -166,7 +167,8 @@ func (d *Decider) datagramPasses(ctx context.Context, p Punt, v *packet.View, lo
 		return drop(reasonOf(err))
 	}
 	d.book.Put(session.Session{
-		Tuple: v.Tuple, InitiatorLow: v.SrcIsLow, LowZone: low, HighZone: high, Installed: true,
+		Tuple: v.Tuple, InitiatorLow: v.SrcIsLow, LowZone: low, HighZone: high,
+		Places:     []session.Place{{Device: p.Device, Session: true}},
 		Generation: d.generation.Add(1), Created: d.now(), Expiry: d.now().Add(fragmentIdle), Announced: d.now(),
 	})
 	out := drop("fragment_lost")

@@ -289,7 +289,7 @@ func (d *Decider) icmpError(ctx context.Context, p Punt, v *packet.View) Outcome
 	}
 	d.book.Put(session.Session{
 		Tuple: v.Tuple, InitiatorLow: v.SrcIsLow, LowZone: low, HighZone: high, Issuer: s.Issuer,
-		Generation: d.generation.Add(1), Created: d.now(), Installed: true,
+		Generation: d.generation.Add(1), Created: d.now(), Places: []session.Place{{Device: p.Device, Session: true}},
 		Expiry: d.now().Add(d.cfg.Sessions.ICMP.Std()), Announced: d.now(),
 	})
 	return d.giveBack(ctx, p)

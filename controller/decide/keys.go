@@ -159,10 +159,10 @@ func (d *Decider) Adopt(ctx context.Context, dev string, found iter.Seq2[*p4v1.T
 					s.Expiry = d.now().Add(2 * d.idle(r.Tuple))
 				}
 			}
-			s.Installed = true
-			if r.Kind == entry.Delivered {
-				s.Delivered = true
+			if at := s.At(dev); r.Kind == entry.Delivered {
+				at.Delivered = true
 			} else {
+				at.Session = true
 				s.LowZone, s.HighZone = r.LowZone, r.HighZone
 			}
 			d.book.Put(s)
@@ -189,11 +189,16 @@ func (d *Decider) Adopt(ctx context.Context, dev string, found iter.Seq2[*p4v1.T
 	}
 	var missing []tables.Entry
 	for s := range d.book.Sessions() {
-		if s.Installed && !there[place{kind: entry.Session, t: s.Tuple}] {
-			missing = append(missing, d.sessionEntry(s))
-		}
-		if s.Delivered && !there[place{kind: entry.Delivered, t: s.Tuple}] {
-			missing = append(missing, entry.ForDelivered(s.Tuple, d.idle(s.Tuple)))
+		for _, at := range s.Places {
+			if at.Device != dev {
+				continue
+			}
+			if at.Session && !there[place{kind: entry.Session, t: s.Tuple}] {
+				missing = append(missing, d.sessionEntry(s))
+			}
+			if at.Delivered && !there[place{kind: entry.Delivered, t: s.Tuple}] {
+				missing = append(missing, entry.ForDelivered(s.Tuple, d.idle(s.Tuple)))
+			}
 		}
 	}
 	for t, r := range d.book.AllTags() {

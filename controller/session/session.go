@@ -5,6 +5,7 @@ package session
 
 import (
 	"iter"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,16 +46,44 @@ type Session struct {
 	Created    time.Time
 	// Expiry bounds a sibling's session and one that is closing; zero is none.
 	Expiry time.Time
-	// Installed: the entry stands in the data planes (a lazy one may not).
-	Installed bool
-	// Delivered: a tagged direction leaves by an edge here.
-	Delivered bool
+	// Places are the data planes where entries of the session stand. The slice
+	// is never changed in place, so that copies of a Session may share it; see
+	// At.
+	Places []Place
 	// Closing: FIN or RST was seen.
 	Closing bool
 	// Announced is when the siblings were last told.
 	Announced time.Time
-	// The last times at which the data plane reported the entries idle.
+}
+
+// Place is what stands of a session in one data plane.
+type Place struct {
+	Device             string
+	Session, Delivered bool
+	// When the data plane last reported the entries idle.
 	SessionIdle, DeliveredIdle time.Time
+}
+
+// At returns the place of a device for change, in a copy of Places.
+func (s *Session) At(device string) *Place {
+	s.Places = slices.Clone(s.Places)
+	for i := range s.Places {
+		if s.Places[i].Device == device {
+			return &s.Places[i]
+		}
+	}
+	s.Places = append(s.Places, Place{Device: device})
+	return &s.Places[len(s.Places)-1]
+}
+
+// Installed reports whether the session's entry stands in any data plane.
+func (s *Session) Installed() bool {
+	return slices.ContainsFunc(s.Places, func(p Place) bool { return p.Session })
+}
+
+// Delivered reports whether a tagged direction leaves by an edge here.
+func (s *Session) Delivered() bool {
+	return slices.ContainsFunc(s.Places, func(p Place) bool { return p.Delivered })
 }
 
 // Vouched identifies a tag that the CPU has verified for a session.
