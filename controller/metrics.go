@@ -25,7 +25,6 @@ type planeCollector struct {
 	rx, tx   *prometheus.Desc
 	up       *prometheus.Desc
 	epoch    *prometheus.Desc
-	bundle   *prometheus.Desc
 }
 
 func newPlaneCollector(c *controller) *planeCollector {
@@ -41,13 +40,12 @@ func newPlaneCollector(c *controller) *planeCollector {
 		tx:       d("port_sent_packets_total", "Packets sent, by port.", "device", "port"),
 		up:       d("device_synced", "1 where the data plane has everything it should have.", "device"),
 		epoch:    d("key_state", "Keys by issuer, suite, epoch and state; the value is 1.", "member", "suite", "epoch", "state"),
-		bundle:   d("bundle_version", "Version of the directory's bundle in use."),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (p *planeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{p.drops, p.punts, p.outcomes, p.rx, p.tx, p.up, p.epoch, p.bundle} {
+	for _, d := range []*prometheus.Desc{p.drops, p.punts, p.outcomes, p.rx, p.tx, p.up, p.epoch} {
 		ch <- d
 	}
 }
@@ -77,7 +75,6 @@ func (p *planeCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	if snap := p.c.snap.Load(); snap != nil {
-		ch <- prometheus.MustNewConstMetric(p.bundle, prometheus.GaugeValue, float64(snap.Version))
 		for i := range snap.Keys {
 			k := &snap.Keys[i]
 			ch <- prometheus.MustNewConstMetric(p.epoch, prometheus.GaugeValue, 1,

@@ -68,10 +68,9 @@ type Event struct {
 	Row *Row
 }
 
-func (o *Options) setDefaults() error {
-	if o.Program == "" {
-		return fmt.Errorf("%w: no program to run", ErrOptions)
-	}
+// Validate fills in the defaults. Its errors wrap ErrOptions or, where there is
+// no bmv2, launcher.ErrNotFound.
+func (o *Options) Validate() error {
 	if len(o.Suites) == 0 {
 		o.Suites = tag.Suites[:]
 	}
@@ -92,7 +91,7 @@ func (o *Options) setDefaults() error {
 			return err
 		}
 	default:
-		return fmt.Errorf("%w: target %q is not %s or %s", ErrOptions, o.Target, Fallback, BMv2)
+		return fmt.Errorf("%w: target: %q is not %s or %s", ErrOptions, o.Target, Fallback, BMv2)
 	}
 	if o.Size < least {
 		return fmt.Errorf("%w: a download of %d bytes shows nothing; at least %d", ErrOptions, o.Size, least)
@@ -108,7 +107,7 @@ func (o *Options) setDefaults() error {
 // needs the privileges of netlab.EnsurePrivileges, and leaves nothing behind but,
 // after a failure, the processes' logs in Result.Logs.
 func Run(ctx context.Context, o Options) (*Result, error) {
-	if err := o.setDefaults(); err != nil {
+	if err := o.Validate(); err != nil {
 		return nil, err
 	}
 	began := time.Now()
