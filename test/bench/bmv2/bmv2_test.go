@@ -39,6 +39,19 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+func TestWrites(t *testing.T) {
+	if errPrivileges != nil {
+		t.Skipf("no network namespaces: %v", errPrivileges)
+	}
+	rates, err := Writes(t.Context(), []int{1, 10}, 10*time.Millisecond)
+	if errors.Is(err, dataplane.ErrUnavailable) && os.Getenv("COUNTERSIGN_REQUIRE_BMV2") != "1" {
+		t.Skip(err)
+	}
+	if err != nil || len(rates) != 2 || rates[0].PerSecond <= 0 || rates[1].Batch != 10 {
+		t.Errorf("%+v, %v", rates, err)
+	}
+}
+
 func BenchmarkRetag(b *testing.B) {
 	r := compare(b, 5, 2*time.Second)
 	b.ReportMetric(0, "ns/op")

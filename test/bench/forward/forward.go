@@ -18,14 +18,15 @@ import (
 )
 
 // The forwarder's interfaces, and the addresses of the network: packets go from
-// Source to Target, which is behind the sink.
+// Source to Target, which is in TargetNet behind the sink.
 const (
 	InIf, OutIf = "in0", "out0"
 	MTU         = 1800
-	inAddr      = "10.0.1.1/24"
-	outAddr     = "10.0.2.1/24"
-	sinkAddr    = "10.0.2.2"
+	InAddr      = "10.0.1.1/24"
+	OutAddr     = "10.0.2.1/24"
+	SinkAddr    = "10.0.2.2"
 	Target      = "198.18.2.1"
+	TargetNet   = "198.18.2.0/24"
 	Source      = "198.18.1.1"
 )
 
@@ -64,8 +65,8 @@ func Measure(ctx context.Context, f Forwarder, size, flows int, d time.Duration)
 	}
 	source, fwd, sink := nodes[0], nodes[1], nodes[2]
 	if err := errors.Join(
-		lab.Link(source, "out0", fwd, InIf, netlab.LinkOpts{MTU: MTU, AddrsB: []string{inAddr}, NoIPv6: true}),
-		lab.Link(fwd, OutIf, sink, "in0", netlab.LinkOpts{MTU: MTU, AddrsA: []string{outAddr}, AddrsB: []string{sinkAddr + "/24"}, NoIPv6: true}),
+		lab.Link(source, "out0", fwd, InIf, netlab.LinkOpts{MTU: MTU, AddrsB: []string{InAddr}, NoIPv6: true}),
+		lab.Link(fwd, OutIf, sink, "in0", netlab.LinkOpts{MTU: MTU, AddrsA: []string{OutAddr}, AddrsB: []string{SinkAddr + "/24"}, NoIPv6: true}),
 	); err != nil {
 		return r, err
 	}
@@ -75,7 +76,7 @@ func Measure(ctx context.Context, f Forwarder, size, flows int, d time.Duration)
 			return r, err
 		}
 	}
-	if err := errors.Join(fwd.AddRoute(Target+"/24", sinkAddr), fwd.AddNeighbour(OutIf, sinkAddr, nextHop)); err != nil {
+	if err := errors.Join(fwd.AddRoute(TargetNet, SinkAddr), fwd.AddNeighbour(OutIf, SinkAddr, nextHop)); err != nil {
 		return r, err
 	}
 
