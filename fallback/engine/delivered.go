@@ -8,11 +8,11 @@ import "countersign/tables"
 // liveness of the trusted direction.
 func (pl *pipeline) delivered(m *meta, now int64) {
 	if m.view.Family == 4 {
-		if e := pl.delivered4.find(pl.tupleHash(m), m.tuple4()); e != nil {
+		if e := pl.delivered4.recall(m.probed, m.hash, m.tuple4()); e != nil {
 			e.hit(now)
 			return
 		}
-	} else if e := pl.delivered6.find(pl.tupleHash(m), &m.view.Tuple); e != nil {
+	} else if e := pl.delivered6.recall(m.probed, m.hash, &m.view.Tuple); e != nil {
 		e.hit(now)
 		return
 	}

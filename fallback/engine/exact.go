@@ -5,6 +5,8 @@ import (
 	"runtime"
 	"slices"
 	"sync/atomic"
+
+	"countersign/tables"
 )
 
 const (
@@ -12,9 +14,10 @@ const (
 	chunkLen  = 1 << chunkBits
 	shardBits = 8 // of a table of at least shardFrom entries
 	shardFrom = 1 << 14
-	minSlots  = 16  // of a shard's index
-	hitGrain  = 1e6 // ns: how exactly an entry's last hit is kept
-	gone      = ^uint32(0)
+	minSlots  = 16      // of a shard's index
+	hitGrain  = 1e6     // ns: how exactly an entry's last hit is kept
+	placeBits = 23      // of a slot: the place plus 1; tables are half as large
+	gone      = 1 << 31 // a removed slot
 )
 
 // entry is one entry of an exact table. What a packet reads is not changed
@@ -40,7 +43,7 @@ func (e *entry[K, V]) hit(now int64) {
 // locks, also while one goroutine at a time changes it. Make it with newExact.
 //
 // Entries stay where they are, in chunks; what packets search is an index of
-// eight bytes a slot, open addressing in shards that grow one by one. A
+// four bytes a slot, open addressing in shards that grow one by one. A
 // removed entry's place is used again when no worker can hold it any more.
 type exact[K comparable, V any] struct {
 	shards []atomic.Pointer[index]
@@ -57,15 +60,18 @@ type exact[K comparable, V any] struct {
 	free  []retired    // in the order of removal
 }
 
+// Every place of the largest table fits a slot.
+const _ = uint(1<<placeBits - 2*chunkLen - tables.SessionV4TableSize)
+
 type retired struct {
 	id    uint32
 	epoch uint64
 }
 
-// index is a shard's slots. A slot is 0 where empty, otherwise the hash's tag,
-// which is not 0, above the entry's place plus 1; a removed one is gone.
+// index is a shard's slots. A slot is 0 where empty, gone where its entry was
+// removed, otherwise the hash's tag above the entry's place plus 1.
 type index struct {
-	slots []atomic.Uint64 // a power of two
+	slots []atomic.Uint32 // a power of two
 	used  int             // slots not empty, removed ones included
 	live  int
 }
@@ -78,15 +84,18 @@ func newExact[K comparable, V any](size int, g *grace, hash func(*K) uint64) *ex
 	}
 	t.shards = make([]atomic.Pointer[index], shards)
 	for i := range t.shards {
-		t.shards[i].Store(&index{slots: make([]atomic.Uint64, minSlots)})
+		t.shards[i].Store(&index{slots: make([]atomic.Uint32, minSlots)})
 	}
 	// One chunk more than the size, for entries that wait to be used again.
 	t.chunks = make([][]entry[K, V], (size+chunkLen-1)/chunkLen+1)
 	return t
 }
 
-// tagOf is the part of a hash that a slot keeps.
-func tagOf(h uint64) uint32 { return uint32(h) | 1 }
+// tagOf is the part of a hash that a slot keeps, 8 bits.
+func tagOf(h uint64) uint32 { return uint32(h) & 0xff }
+
+// slotPlace is a slot's place plus 1.
+func slotPlace(s uint32) uint32 { return s & (1<<placeBits - 1) }
 
 // home is where the search for h begins; mask it.
 func home(h uint64) uint32 { return uint32(h >> 24) }
@@ -110,26 +119,47 @@ func (t *exact[K, V]) search(h uint64, key *K) (uint32, *entry[K, V]) {
 		if s == 0 {
 			return 0, nil
 		}
-		if uint32(s>>32) == tag {
-			if e := t.at(uint32(s) - 1); e.key == *key {
-				return uint32(s) - 1, e
+		if s>>placeBits == tag {
+			if e := t.at(slotPlace(s) - 1); e.key == *key {
+				return slotPlace(s) - 1, e
 			}
 		}
 	}
 }
 
 // touch reads the slot where the search for h begins, so that it is in the
-// cache when find comes. Called for a batch, the reads overlap.
-func (t *exact[K, V]) touch(h uint64) (slot uint64) {
+// cache when probe comes. Called for a batch, the reads overlap.
+func (t *exact[K, V]) touch(h uint64) uint32 {
 	slots := t.shards[h>>t.shift].Load().slots
 	return slots[home(h)&uint32(len(slots)-1)].Load()
 }
 
-// touchEntry does the same for the entry that slot names.
-func (t *exact[K, V]) touchEntry(slot uint64) {
-	if id := uint32(slot); id != 0 && id != gone {
-		t.at(id - 1).lastHit.Load()
+// probe finds the first entry with the tag of h and does the same for it. It
+// returns the entry's place plus 1 for recall, or 0 where no entry has the tag.
+func (t *exact[K, V]) probe(h uint64) uint32 {
+	slots := t.shards[h>>t.shift].Load().slots
+	tag, mask := tagOf(h), uint32(len(slots)-1)
+	for i := home(h); ; i++ {
+		s := slots[i&mask].Load()
+		if s == 0 {
+			return 0
+		}
+		if s>>placeBits == tag {
+			t.at(slotPlace(s) - 1).lastHit.Load()
+			return slotPlace(s)
+		}
 	}
+}
+
+// recall is find after probe, within the same batch.
+func (t *exact[K, V]) recall(probed uint32, h uint64, key *K) *entry[K, V] {
+	if probed == 0 {
+		return nil
+	}
+	if e := t.at(probed - 1); e.key == *key {
+		return e
+	}
+	return t.find(h, key)
 }
 
 // insert adds an entry for key, which is not there, to a table that is not
@@ -158,7 +188,7 @@ func (t *exact[K, V]) place() uint32 {
 	id := t.next
 	t.next++
 	if id&(chunkLen-1) == 0 {
-		t.chunks[id>>chunkBits] = make([]entry[K, V], min(chunkLen, max(t.size, minSlots)))
+		t.chunks[id>>chunkBits] = preferHugePages(make([]entry[K, V], min(chunkLen, max(t.size, minSlots))))
 		t.live = append(t.live, make([]uint64, chunkLen/64)...)
 	}
 	if n := len(t.chunks[id>>chunkBits]); int(id&(chunkLen-1)) == n-1 {
@@ -191,11 +221,11 @@ func (ix *index) put(h uint64, id uint32) {
 		s := ix.slots[i].Load()
 		if s == 0 {
 			ix.used++
-		} else if uint32(s) != gone {
+		} else if s != gone {
 			i = (i + 1) & mask
 			continue
 		}
-		ix.slots[i].Store(uint64(tagOf(h))<<32 | uint64(id+1))
+		ix.slots[i].Store(tagOf(h)<<placeBits | (id + 1))
 		ix.live++
 		return
 	}
@@ -207,10 +237,11 @@ func (t *exact[K, V]) rebuild(ix *index) *index {
 	for n < ix.live*2+2 {
 		n *= 2
 	}
-	fresh := &index{slots: make([]atomic.Uint64, n)}
+	fresh := &index{slots: preferHugePages(make([]atomic.Uint32, n))}
 	for i := range ix.slots {
-		if id := uint32(ix.slots[i].Load()); id != 0 && id != gone {
-			fresh.put(t.hash(&t.at(id-1).key), id-1)
+		if s := ix.slots[i].Load(); s != 0 && s != gone {
+			id := slotPlace(s) - 1
+			fresh.put(t.hash(&t.at(id).key), id)
 		}
 	}
 	return fresh
@@ -223,10 +254,10 @@ func (t *exact[K, V]) remove(key *K) {
 	ix := t.shards[h>>t.shift].Load()
 	mask := uint32(len(ix.slots) - 1)
 	i := home(h) & mask
-	for uint32(ix.slots[i].Load()) != id+1 {
+	for s := ix.slots[i].Load(); s == gone || slotPlace(s) != id+1; s = ix.slots[i].Load() {
 		i = (i + 1) & mask
 	}
-	ix.slots[i].Store(uint64(gone))
+	ix.slots[i].Store(gone)
 	ix.live--
 	t.live[id/64] &^= 1 << (id % 64)
 	t.free = append(t.free, retired{id, t.grace.retire()})

@@ -1,18 +1,23 @@
 package engine
 
 import (
+	"countersign/tables"
 	"countersign/tag"
 )
 
+// minMTU is below every trunk's (WIRE.md), so that nothing wraps.
+const minMTU = 576
+
 // mss is the stage of that name: the MSS of SYN and SYN-ACK that leave by a
-// trunk is lowered to what fits behind the tag (RFC 6691).
-func (m *meta) mss(frame []byte) {
-	const ipv4AndTCP, more6 = 40, 20
-	overhead := m.newTagLen + ipv4AndTCP
+// trunk is lowered to what fits behind the tag (RFC 6691). It reports whether
+// it was.
+func (m *meta) mss() bool {
+	if !m.putTag || m.hop.role != tables.RoleTrunk || m.view.MSSAt == 0 || m.kind() != tag.KindPorts || m.hop.mtu < minMTU {
+		return false
+	}
+	headers := 40 // of IPv4 and TCP
 	if m.view.Family == 6 {
-		overhead += more6
+		headers = 60
 	}
-	if mtu := int(m.hop.mtu); mtu > overhead && m.kind() == tag.KindPorts {
-		m.view.ClampMSS(frame, uint16(mtu-overhead))
-	}
+	return m.view.ClampMSS(m.frame, uint16(int(m.hop.mtu)-headers-m.newTagLen))
 }

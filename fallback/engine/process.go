@@ -55,7 +55,7 @@ type state struct {
 	oldTagLen   int // bytes, carrier header included
 	newTagLen   int
 
-	slot uint64 // of the table that delivered or session will search
+	probed uint32 // what probe found in delivered or session
 }
 
 func (m *meta) drop(s Stage, r tables.Reason) {
@@ -143,8 +143,9 @@ func (w *Worker) begin(pl *pipeline, now int64) {
 	w.now = now
 }
 
-// run takes at most MaxBatch packets through the pipeline, in three sweeps, so
-// that the waits for the large tables' memory overlap.
+// run takes at most MaxBatch packets through the pipeline. The two short sweeps
+// in the middle do nothing but read the large tables' memory, so that the waits
+// of many packets overlap.
 func (w *Worker) run(pl *pipeline, batch []Packet) {
 	metas := w.metas[:len(batch)]
 	for i := range metas {
@@ -154,7 +155,10 @@ func (w *Worker) run(pl *pipeline, batch []Packet) {
 		w.find(pl, m)
 	}
 	for i := range metas {
-		pl.touchEntry(&metas[i])
+		pl.touch(&metas[i])
+	}
+	for i := range metas {
+		pl.probe(&metas[i])
 	}
 	for i := range metas {
 		w.decide(pl, &metas[i])
@@ -192,7 +196,7 @@ func (w *Worker) find(pl *pipeline, m *meta) {
 		pl.egressPort(m)
 	}
 	if m.forward() && !m.raw {
-		pl.touchSlot(m)
+		pl.tupleHash(m)
 	}
 }
 
@@ -253,8 +257,13 @@ func (w *Worker) finish(pl *pipeline, m *meta, copyNow bool) {
 		if m.hop.port == tables.CPUPort {
 			p.result(Punt, m.puntReason, StageEgress)
 			w.toCPU(pl, m)
-		} else if m.forward() && !m.raw && !m.rewrite() {
-			p.result(Drop, tables.ReasonNone, StageEgress)
+		} else if m.forward() && !m.raw {
+			if m.mss() {
+				w.tally.count(cellOutcomes+int(tables.OutcomeMSSClamped), 0)
+			}
+			if !m.rewrite() {
+				p.result(Drop, tables.ReasonNone, StageEgress)
+			}
 		}
 	}
 	w.tally.count(cellStages+int(p.Stage)*reasons+int(p.Reason), 0)
@@ -311,6 +320,7 @@ func (w *Worker) packetOut(pl *pipeline, mode tables.PacketOutMode, egress, ingr
 		m.returned, m.inPort = true, ingress
 		w.tally.count(cellOutcomes+int(tables.OutcomeReturned), 0)
 		w.find(pl, m)
+		pl.probe(m)
 		w.decide(pl, m)
 	default:
 		m.inPort = tables.CPUPort

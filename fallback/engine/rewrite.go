@@ -3,7 +3,6 @@ package engine
 import (
 	"encoding/binary"
 
-	"countersign/tables"
 	"countersign/tag"
 )
 
@@ -27,9 +26,6 @@ func (m *meta) rewrite() bool {
 	v, f := &m.view, m.p.Frame
 	b := f.Bytes()
 	l3 := v.L3
-	if m.putTag && m.hop.role == tables.RoleTrunk {
-		m.mss(b)
-	}
 	if !m.transparent {
 		copy(b, m.hop.macs[:])
 		if v.Family == 4 {

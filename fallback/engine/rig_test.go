@@ -304,11 +304,6 @@ func (f flow) tuple() tag.Tuple {
 	return t
 }
 
-func (f flow) reply() flow {
-	f.src, f.dst, f.srcPort, f.dstPort = f.dst, f.src, f.dstPort, f.srcPort
-	return f
-}
-
 // l4 is a transport header with 8 bytes behind it.
 func (f flow) l4(flags uint8) []byte {
 	b := binary.BigEndian.AppendUint16(nil, f.srcPort)

@@ -35,11 +35,11 @@ func (pl *pipeline) session(m *meta, now int64) bool {
 	}
 	var s *session
 	if v.Family == 4 {
-		if e := pl.session4.find(pl.tupleHash(m), m.tuple4()); e != nil {
+		if e := pl.session4.recall(m.probed, m.hash, m.tuple4()); e != nil {
 			e.hit(now)
 			s = &e.val
 		}
-	} else if e := pl.session6.find(pl.tupleHash(m), &v.Tuple); e != nil {
+	} else if e := pl.session6.recall(m.probed, m.hash, &v.Tuple); e != nil {
 		e.hit(now)
 		s = &e.val
 	}
@@ -84,35 +84,39 @@ func getSession(id uint32) func(*session) p4rtserver.Action {
 	}
 }
 
-// touchSlot begins to fetch what delivered or session will search.
-func (pl *pipeline) touchSlot(m *meta) {
-	h := pl.tupleHash(m)
+// touch begins to fetch what delivered or session will search.
+func (pl *pipeline) touch(m *meta) {
 	switch v4 := m.view.Family == 4; {
+	case !m.searches():
 	case !m.tagged && v4:
-		m.slot = pl.session4.touch(h)
+		pl.session4.touch(m.hash)
 	case !m.tagged:
-		m.slot = pl.session6.touch(h)
-	case m.hop.role != tables.RoleEdge:
+		pl.session6.touch(m.hash)
 	case v4:
-		m.slot = pl.delivered4.touch(h)
+		pl.delivered4.touch(m.hash)
 	default:
-		m.slot = pl.delivered6.touch(h)
+		pl.delivered6.touch(m.hash)
 	}
 }
 
-// touchEntry goes on with what touchSlot began.
-func (pl *pipeline) touchEntry(m *meta) {
+// probe goes on with what touch began.
+func (pl *pipeline) probe(m *meta) {
 	switch v4 := m.view.Family == 4; {
-	case m.slot == 0:
+	case !m.searches():
 	case !m.tagged && v4:
-		pl.session4.touchEntry(m.slot)
+		m.probed = pl.session4.probe(m.hash)
 	case !m.tagged:
-		pl.session6.touchEntry(m.slot)
+		m.probed = pl.session6.probe(m.hash)
 	case v4:
-		pl.delivered4.touchEntry(m.slot)
+		m.probed = pl.delivered4.probe(m.hash)
 	default:
-		pl.delivered6.touchEntry(m.slot)
+		m.probed = pl.delivered6.probe(m.hash)
 	}
+}
+
+// searches reports whether the packet comes to delivered or session.
+func (m *meta) searches() bool {
+	return m.forward() && !m.raw && (!m.tagged || m.hop.role == tables.RoleEdge)
 }
 
 // tupleHash is the hash of the sorted five-tuple, computed once.
