@@ -8,20 +8,29 @@ control Anomaly(inout headers_t hdr, inout metadata_t meta) {
         meta.reason = reason;
     }
 
+    action hold_for_cpu() {
+        meta.disposition = Disposition.HOLD;
+        meta.reason = Reason.TO_ME;
+    }
+
+    action forward_raw() {
+        meta.raw = 1;
+    }
+
+#define LINK_SCOPE_IPV4(a) a[31:16] == 0xa9fe || a[31:28] == 14 || a == 0xffffffff
+#define MARTIAN_IPV4(a) a[31:24] == 0 || a[31:24] == 127 || a[31:28] == 15
+#define LINK_SCOPE_IPV6(a) a[127:118] == 0x3fa || a[127:120] == 0xff
+#define MARTIAN_IPV6(a) a[127:1] == 0 || a[127:32] == 0xffff
+
     apply {
         if (meta.anomaly != Reason.NONE) {
             drop(meta.anomaly);
-        } else if (meta.inner_anomaly != Reason.NONE) {
-            drop(meta.inner_anomaly);
         } else if (meta.arp == 1 || (meta.neighbour == 1 && meta.tagged == 0)) {
             if (meta.port_flags & PORT_TRANSPARENT != 0) {
-                meta.raw = 1;
+                forward_raw();
             } else {
-                meta.disposition = Disposition.HOLD;
-                meta.reason = Reason.TO_ME;
+                hold_for_cpu();
             }
-        } else if (meta.tag_anomaly != Reason.NONE) {
-            drop(meta.tag_anomaly);
         } else if (meta.returned == 0) {
             if (meta.bad_checksum == 1) {
                 drop(Reason.BAD_CHECKSUM);
@@ -30,23 +39,15 @@ control Anomaly(inout headers_t hdr, inout metadata_t meta) {
             } else if (meta.unreadable == 1) {
                 drop(Reason.UNREADABLE_CHAIN);
             } else if (meta.family == 4) {
-                bit<8> s = hdr.ipv4.src[31:24];
-                bit<8> d = hdr.ipv4.dst[31:24];
-                if (hdr.ipv4.src[31:16] == 0xa9fe || hdr.ipv4.dst[31:16] == 0xa9fe ||
-                    s[7:4] == 14 || d[7:4] == 14 ||
-                    hdr.ipv4.src == 0xffffffff || hdr.ipv4.dst == 0xffffffff) {
+                if (LINK_SCOPE_IPV4(hdr.ipv4.src) || LINK_SCOPE_IPV4(hdr.ipv4.dst)) {
                     drop(Reason.LINK_SCOPE);
-                } else if (s == 0 || s == 127 || s[7:4] == 15 ||
-                           d == 0 || d == 127 || d[7:4] == 15) {
+                } else if (MARTIAN_IPV4(hdr.ipv4.src) || MARTIAN_IPV4(hdr.ipv4.dst)) {
                     drop(Reason.MARTIAN);
                 }
             } else {
-                if (meta.neighbour == 1 ||
-                    hdr.ipv6.src[127:118] == 0x3fa || hdr.ipv6.dst[127:118] == 0x3fa ||
-                    hdr.ipv6.src[127:120] == 0xff || hdr.ipv6.dst[127:120] == 0xff) {
+                if (meta.neighbour == 1 || LINK_SCOPE_IPV6(hdr.ipv6.src) || LINK_SCOPE_IPV6(hdr.ipv6.dst)) {
                     drop(Reason.LINK_SCOPE);
-                } else if (hdr.ipv6.src[127:1] == 0 || hdr.ipv6.dst[127:1] == 0 ||
-                           hdr.ipv6.src[127:32] == 0xffff || hdr.ipv6.dst[127:32] == 0xffff) {
+                } else if (MARTIAN_IPV6(hdr.ipv6.src) || MARTIAN_IPV6(hdr.ipv6.dst)) {
                     drop(Reason.MARTIAN);
                 }
             }

@@ -49,17 +49,7 @@
     hdr.ipv4_options[0].value, hdr.ipv4_options[1].value, hdr.ipv4_options[2].value, \
     hdr.ipv4_options[3].value, hdr.ipv4_options[4].value, hdr.ipv4_options[5].value, \
     hdr.ipv4_options[6].value, hdr.ipv4_options[7].value, hdr.ipv4_options[8].value, \
-    hdr.ipv4_options[9].value, hdr.ipv4_options[10].value, hdr.ipv4_options[11].value, \
-    hdr.ipv4_options[12].value, hdr.ipv4_options[13].value, hdr.ipv4_options[14].value, \
-    hdr.ipv4_options[15].value, hdr.ipv4_options[16].value, hdr.ipv4_options[17].value, \
-    hdr.ipv4_options[18].value, hdr.ipv4_options[19].value, hdr.ipv4_options[20].value, \
-    hdr.ipv4_options[21].value, hdr.ipv4_options[22].value, hdr.ipv4_options[23].value, \
-    hdr.ipv4_options[24].value, hdr.ipv4_options[25].value, hdr.ipv4_options[26].value, \
-    hdr.ipv4_options[27].value, hdr.ipv4_options[28].value, hdr.ipv4_options[29].value, \
-    hdr.ipv4_options[30].value, hdr.ipv4_options[31].value, hdr.ipv4_options[32].value, \
-    hdr.ipv4_options[33].value, hdr.ipv4_options[34].value, hdr.ipv4_options[35].value, \
-    hdr.ipv4_options[36].value, hdr.ipv4_options[37].value, hdr.ipv4_options[38].value, \
-    hdr.ipv4_options[39].value }
+    hdr.ipv4_options[9].value }
 
 control CheckIPv4(inout headers_t hdr, inout metadata_t meta) {
     apply {
@@ -98,8 +88,19 @@ control CountersignIngress(inout headers_t hdr, inout metadata_t meta,
     @name("own_tag") OwnTag() own_tag;
     @name("punt") Punt() punt;
 
+    @name("mss") Mss() mss;
+
     bit<1> admitted_session = 0;
     bit<1> copy_now = 0;
+    bit<1> clamped = 0;
+
+    action anomalous(Reason reason) {
+        meta.anomaly = reason;
+    }
+
+    action bad_checksum() {
+        meta.bad_checksum = 1;
+    }
 
     action send_by_cpu() {
         meta.disposition = Disposition.SEND;
@@ -117,7 +118,30 @@ control CountersignIngress(inout headers_t hdr, inout metadata_t meta,
     }
 
     apply {
-        meta.bad_checksum = (bit<1>)standard_metadata.checksum_error;
+        if (standard_metadata.checksum_error == 1) {
+            bad_checksum();
+        }
+        if (standard_metadata.parser_error != error.NoError) {
+            if (standard_metadata.parser_error == error.VLANStacked) {
+                anomalous(Reason.VLAN_STACKED);
+            } else if (standard_metadata.parser_error == error.NotIP) {
+                anomalous(Reason.NOT_IP);
+            } else if (standard_metadata.parser_error == error.IPVersion) {
+                anomalous(Reason.IP_VERSION);
+            } else if (standard_metadata.parser_error == error.BadLength) {
+                anomalous(Reason.BAD_LENGTH);
+            } else if (standard_metadata.parser_error == error.BadOptions) {
+                anomalous(Reason.BAD_OPTIONS);
+            } else if (standard_metadata.parser_error == error.Jumbogram) {
+                anomalous(Reason.JUMBOGRAM);
+            } else if (standard_metadata.parser_error == error.L4Truncated) {
+                anomalous(Reason.L4_TRUNCATED);
+            } else if (standard_metadata.parser_error == error.TagMalformed) {
+                anomalous(Reason.TAG_MALFORMED);
+            } else {
+                anomalous(Reason.TRUNCATED);
+            }
+        }
 
         if (hdr.packet_out.isValid() && hdr.packet_out.mode == PacketOutMode.SEND) {
             send_by_cpu();
@@ -177,6 +201,12 @@ control CountersignIngress(inout headers_t hdr, inout metadata_t meta,
                 }
             }
             punt.apply(hdr, meta, copy_now);
+            if (meta.disposition == Disposition.FORWARD) {
+                mss.apply(hdr, meta, clamped);
+                if (clamped == 1) {
+                    count_outcome(Outcome.MSS_CLAMPED);
+                }
+            }
         }
 
         if (meta.disposition == Disposition.DROP) {
@@ -189,7 +219,7 @@ control CountersignIngress(inout headers_t hdr, inout metadata_t meta,
             port_tx.count((bit<32>)meta.out_port);
             if (meta.disposition == Disposition.SEND) {
                 count_outcome(Outcome.SENT_BY_CPU);
-            } else if (meta.put_tag == 1) {
+            } else if (hdr.own_tag.isValid()) {
                 if (meta.tagged == 1) {
                     count_outcome(Outcome.RETAGGED);
                 } else {
@@ -225,7 +255,7 @@ control CountersignEgress(inout headers_t hdr, inout metadata_t meta,
 
     // Bytes behind the IP packet's end are not sent on.
     action cut(bit<32> l2) {
-        truncate(l2 + (bit<32>)meta.ip_len);
+        truncate(l2 + meta.out_len);
     }
 
     apply {
@@ -258,7 +288,11 @@ control CountersignDeparser(packet_out packet, in headers_t hdr) {
         packet.emit(hdr.ipv4_options);
         packet.emit(hdr.ipv6);
         packet.emit(hdr.hop_by_hop);
-        packet.emit(hdr.tag_udp);
+        packet.emit(hdr.own_udp);
+        packet.emit(hdr.own_tag);
+        packet.emit(hdr.own_sealed_64);
+        packet.emit(hdr.own_sealed_256);
+        packet.emit(hdr.outer_udp);
         packet.emit(hdr.tag);
         packet.emit(hdr.sealed_64);
         packet.emit(hdr.sealed_256);

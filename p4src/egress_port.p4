@@ -78,16 +78,13 @@ control EgressPort(inout headers_t hdr, inout metadata_t meta) {
         size = CROSS_CONNECT_SIZE;
     }
 
+    // h of docs/wire.md: the CRC-32 of M from w2 on.
     action flow_hash_ipv4() {
-        hash(meta.flow_hash, HashAlgorithm.crc32, CRC_BASE,
-             { meta.protocol, meta.family, meta.kind, meta.low_port, meta.high_port, meta.low, meta.high },
-             64w0x100000000);
+        hash(meta.flow_hash, HashAlgorithm.crc32, CRC_BASE, { meta.sip.w2, meta.sip.w3 }, 64w0x100000000);
     }
 
     action flow_hash_ipv6() {
-        hash(meta.flow_hash, HashAlgorithm.crc32, CRC_BASE,
-             { meta.protocol, meta.family, meta.kind, meta.low_port, meta.high_port, meta.low6, meta.high6 },
-             64w0x100000000);
+        hash(meta.flow_hash, HashAlgorithm.crc32, CRC_BASE, { meta.sip.w2, meta.low6, meta.high6 }, 64w0x100000000);
     }
 
     action hold(Reason reason) {

@@ -63,6 +63,11 @@ control IssuerKey(inout headers_t hdr, inout metadata_t meta) {
         meta.reason = reason;
     }
 
+    action drop_with_copy() {
+        drop(Reason.TAG_UNKNOWN_KEY);
+        meta.copy = Reason.TAG_UNKNOWN_KEY;
+    }
+
     action message_head() {
         meta.sip.w0 = hdr.tag.version ++ hdr.tag.suite ++ 8w0 ++ hdr.tag.epoch ++ hdr.tag.unid;
         meta.sip.w1 = hdr.tag.nonce;
@@ -75,8 +80,7 @@ control IssuerKey(inout headers_t hdr, inout metadata_t meta) {
     apply {
         issuer_key.apply();
         if (key_suite != hdr.tag.suite || meta.key_state == KeyState.NONE) {
-            drop(Reason.TAG_UNKNOWN_KEY);
-            meta.copy = Reason.TAG_UNKNOWN_KEY;
+            drop_with_copy();
         } else if (meta.key_state == KeyState.TOMBSTONE) {
             drop(Reason.TAG_REVOKED);
         } else if (meta.role == Role.ECHO && meta.own_site == 0) {

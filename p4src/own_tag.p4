@@ -7,25 +7,32 @@ control OwnTag(inout headers_t hdr, inout metadata_t meta) {
 
     bit<64> salt = 0;
 
+    action put_tag(bit<4> suite, bit<8> words, bit<32> unid, bit<16> epoch) {
+        hdr.own_tag.setValid();
+        hdr.own_tag.length = words;
+        hdr.own_tag.version = 1;
+        hdr.own_tag.suite = suite;
+        hdr.own_tag.flags = 0;
+        hdr.own_tag.unid = unid;
+        hdr.own_tag.epoch = epoch;
+        hdr.own_tag.reserved = 0;
+    }
+
     // Suite 1. The nonce is the salt, with the port folded in, plus a counter
     // per egress port, mod 2^64; the salt is drawn anew for each write.
     @id(0x01000801)
     action sign_siphash(@id(1) bit<32> unid, @id(2) bit<16> epoch,
                         @id(3) bit<64> k0, @id(4) bit<64> k1, @id(5) bit<64> nonce_salt) {
-        meta.own_suite = Suite.SIPHASH;
-        meta.own_unid = unid;
-        meta.own_epoch = epoch;
-        meta.own_key0 = k0;
-        meta.own_key1 = k1;
+        put_tag(1, 7, unid, epoch);
+        meta.sip.k0 = k0;
+        meta.sip.k1 = k1;
+        meta.sip.w0 = 4w1 ++ 4w1 ++ 8w0 ++ epoch ++ unid;
         salt = nonce_salt;
-        meta.new_tag_len = 28;
     }
 
     // Suites 2 and 3: from own_tag.
     @id(0x01000802)
-    action sign_by_session() {
-        meta.own_suite = Suite.ED25519;
-    }
+    action sign_by_session() { }
 
     @id(0x01000803)
     action no_signing_key() {
@@ -44,25 +51,21 @@ control OwnTag(inout headers_t hdr, inout metadata_t meta) {
     @id(0x01000811)
     action put_ed25519(@id(1) bit<32> unid, @id(2) bit<16> epoch, @id(3) bit<64> nonce,
                        @id(4) bit<64> tag_digest, @id(5) bit<512> sealed) {
-        meta.own_suite = Suite.ED25519;
-        meta.own_unid = unid;
-        meta.own_epoch = epoch;
-        meta.own_nonce = nonce;
-        meta.own_digest = tag_digest;
-        meta.own_sealed_64 = sealed;
-        meta.new_tag_len = 92;
+        put_tag(2, 23, unid, epoch);
+        hdr.own_tag.nonce = nonce;
+        hdr.own_tag.digest = tag_digest;
+        hdr.own_sealed_64.setValid();
+        hdr.own_sealed_64.bytes = sealed;
     }
 
     @id(0x01000812)
     action put_rsa2048(@id(1) bit<32> unid, @id(2) bit<16> epoch,
                        @id(3) bit<64> tag_digest, @id(4) bit<2048> sealed) {
-        meta.own_suite = Suite.RSA2048;
-        meta.own_unid = unid;
-        meta.own_epoch = epoch;
-        meta.own_nonce = 0;
-        meta.own_digest = tag_digest;
-        meta.own_sealed_256 = sealed;
-        meta.new_tag_len = 284;
+        put_tag(3, 71, unid, epoch);
+        hdr.own_tag.nonce = 0;
+        hdr.own_tag.digest = tag_digest;
+        hdr.own_sealed_256.setValid();
+        hdr.own_sealed_256.bytes = sealed;
     }
 
     @id(0x01000813)
@@ -98,50 +101,90 @@ control OwnTag(inout headers_t hdr, inout metadata_t meta) {
     }
 
     // The length on leaving decides whether the packet still fits.
-    action old_length() {
-        meta.old_tag_len = (bit<16>)hdr.tag.length << 2;
+    action start_length() {
+        meta.out_len = (bit<32>)meta.ip_len;
+    }
+
+    action without_tag() {
+        meta.out_len = meta.out_len - ((bit<32>)hdr.tag.length << 2);
+    }
+
+    action with_tag() {
+        meta.out_len = meta.out_len + ((bit<32>)hdr.own_tag.length << 2);
+    }
+
+    action without_8() {
+        meta.out_len = meta.out_len - 8;
+    }
+
+    action with_8() {
+        meta.out_len = meta.out_len + 8;
+    }
+
+    action put_carrier_udp() {
+        hdr.own_udp.setValid();
+        hdr.own_udp.src_port = 49152 + (bit<16>)(meta.flow_hash[13:0]);
+        hdr.own_udp.dst_port = CARRIER_PORT;
+        hdr.own_udp.checksum = 0;
+    }
+
+    // The packet goes to the CPU as it came.
+    action too_big() {
+        meta.disposition = Disposition.HOLD;
+        meta.reason = Reason.TOO_BIG;
+        hdr.own_udp.setInvalid();
+        hdr.own_tag.setInvalid();
+        hdr.own_sealed_64.setInvalid();
+        hdr.own_sealed_256.setInvalid();
+    }
+
+    action draw_nonce() {
+        bit<64> count;
+        nonce_count.read(count, (bit<32>)meta.out_port);
+        nonce_count.write((bit<32>)meta.out_port, count + 1);
+        meta.sip.w1 = (salt ^ ((bit<64>)meta.out_port << 48)) + count;
     }
 
     apply {
+        start_length();
         if (meta.tagged == 1) {
-            old_length();
-            if (hdr.tag_udp.isValid()) {
-                meta.old_tag_len = meta.old_tag_len + 8;
+            without_tag();
+            if (meta.port_flags & PORT_CARRIER_UDP != 0) {
+                without_8();
             }
         }
         if (meta.out_role == Role.TRUNK || meta.out_role == Role.ECHO) {
-            meta.put_tag = 1;
             own_key.apply();
-            if (meta.disposition == Disposition.FORWARD && meta.own_suite != Suite.SIPHASH) {
+            if (meta.disposition == Disposition.FORWARD && !hdr.own_tag.isValid()) {
                 if (meta.family == 4) {
                     own_tag_v4.apply();
                 } else {
                     own_tag_v6.apply();
                 }
             }
-            if (meta.port_flags & PORT_CARRIER_UDP != 0) {
-                meta.new_tag_len = meta.new_tag_len + 8;
+            if (hdr.own_tag.isValid()) {
+                with_tag();
+                if (meta.port_flags & PORT_CARRIER_UDP != 0) {
+                    put_carrier_udp();
+                    with_8();
+                }
             }
         }
         // An IPv4 fragment gets or loses its fragment header with the tag.
         if (meta.family == 4 && meta.kind == 2) {
             if (meta.tagged == 1) {
-                meta.old_tag_len = meta.old_tag_len + 8;
+                without_8();
             }
-            if (meta.put_tag == 1) {
-                meta.new_tag_len = meta.new_tag_len + 8;
+            if (hdr.own_tag.isValid()) {
+                with_8();
             }
         }
         if (meta.disposition == Disposition.FORWARD) {
-            if ((bit<32>)meta.ip_len - (bit<32>)meta.old_tag_len + (bit<32>)meta.new_tag_len > (bit<32>)meta.mtu) {
-                meta.disposition = Disposition.HOLD;
-                meta.reason = Reason.TOO_BIG;
-            } else if (meta.put_tag == 1 && meta.own_suite == Suite.SIPHASH) {
+            if (meta.out_len > (bit<32>)meta.mtu) {
+                too_big();
+            } else if (hdr.own_tag.isValid() && hdr.own_tag.suite == 1) {
                 @atomic {
-                    bit<64> count;
-                    nonce_count.read(count, (bit<32>)meta.out_port);
-                    nonce_count.write((bit<32>)meta.out_port, count + 1);
-                    meta.own_nonce = (salt ^ ((bit<64>)meta.out_port << 48)) + count;
+                    draw_nonce();
                 }
             }
         }

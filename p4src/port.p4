@@ -27,20 +27,29 @@ control Port(inout headers_t hdr, inout metadata_t meta) {
         size = PORT_SIZE;
     }
 
-    // The candidate is not the alliance's carrier: an ordinary packet.
-    action not_the_carrier() {
-        meta.inner_anomaly = Reason.NONE;
-        meta.tag_anomaly = Reason.NONE;
-        meta.carrier_seen = 0;
-        meta.carrier_misplaced = 0;
-        meta.carrier_quoted = 0;
+    // The candidate is not the alliance's carrier: an ordinary packet, of
+    // which nothing behind the carrier was to be read.
+    action not_the_carrier(bit<8> protocol) {
+        meta.protocol = protocol;
+        meta.anomaly = Reason.NONE;
+        meta.carrier = 0;
         meta.icmp_error = 0;
         meta.neighbour = 0;
         meta.unreadable = 0;
+        meta.source_route = meta.source_route & (bit<1>)(meta.family == 4);
         meta.tcp_flags = 0;
         meta.kind = 0;
         meta.src_port = 0;
         meta.dst_port = 0;
+    }
+
+    action ports_of_outer_udp() {
+        meta.src_port = hdr.outer_udp.src_port;
+        meta.dst_port = hdr.outer_udp.dst_port;
+    }
+
+    action anomalous(Reason reason) {
+        meta.anomaly = reason;
     }
 
     action drop(Reason reason) {
@@ -52,67 +61,82 @@ control Port(inout headers_t hdr, inout metadata_t meta) {
         meta.src_is_low = 1;
         meta.low = hdr.ipv4.src;
         meta.high = hdr.ipv4.dst;
+        meta.low_port = meta.src_port;
+        meta.high_port = meta.dst_port;
     }
 
     action sort_ipv4_dst_low() {
         meta.low = hdr.ipv4.dst;
         meta.high = hdr.ipv4.src;
+        meta.low_port = meta.dst_port;
+        meta.high_port = meta.src_port;
     }
 
     action sort_ipv6_src_low() {
         meta.src_is_low = 1;
         meta.low6 = hdr.ipv6.src;
         meta.high6 = hdr.ipv6.dst;
+        meta.low_port = meta.src_port;
+        meta.high_port = meta.dst_port;
     }
 
     action sort_ipv6_dst_low() {
         meta.low6 = hdr.ipv6.dst;
         meta.high6 = hdr.ipv6.src;
-    }
-
-    action ports_as_they_are() {
-        meta.low_port = meta.src_port;
-        meta.high_port = meta.dst_port;
-    }
-
-    action ports_swapped() {
         meta.low_port = meta.dst_port;
         meta.high_port = meta.src_port;
     }
 
+    // An identification is not moved by sorting.
+    action identification_stays() {
+        meta.low_port = meta.src_port;
+        meta.high_port = meta.dst_port;
+    }
+
+    action words_ipv4() {
+        meta.sip.w2 = meta.protocol ++ meta.family ++ meta.kind ++ meta.low_port ++ meta.high_port;
+        meta.sip.w3 = meta.low ++ meta.high;
+    }
+
+    action words_ipv6() {
+        meta.sip.w2 = meta.protocol ++ meta.family ++ meta.kind ++ meta.low_port ++ meta.high_port;
+    }
+
+    action only_carrier_ip() {
+        meta.carrier = meta.carrier & FOUND_BY_IP;
+    }
+
+    action only_carrier_udp() {
+        meta.carrier = meta.carrier & FOUND_BY_UDP;
+    }
+
+    action has_tag() {
+        meta.tagged = 1;
+    }
+
     apply {
-        port.apply();
-        if (meta.disposition == Disposition.FORWARD && meta.anomaly == Reason.NONE && meta.arp == 0) {
-            bit<2> carrier = 1;
-            if (meta.port_flags & PORT_CARRIER_UDP != 0) {
-                carrier = 2;
-            }
-            if (meta.carrier_seen != 0 && meta.carrier_seen != carrier) {
-                bit<2> seen = meta.carrier_seen;
-                not_the_carrier();
-                if (meta.family == 6) {
-                    meta.source_route = 0;
+        // Up to the IP header nothing is known where parsing ended.
+        if (port.apply().hit && meta.family != 0) {
+            if (meta.port_flags & PORT_CARRIER_UDP == 0) {
+                if (meta.carrier & FOUND_IN_PLACE & FOUND_BY_UDP != 0) {
+                    not_the_carrier(PROTO_UDP);
+                    ports_of_outer_udp();
                 }
-                if (seen == 1) {
-                    meta.protocol = PROTO_TAG;
-                } else {
-                    meta.protocol = PROTO_UDP;
-                    meta.src_port = hdr.tag_udp.src_port;
-                    meta.dst_port = hdr.tag_udp.dst_port;
+                only_carrier_ip();
+            } else {
+                if (meta.carrier & FOUND_IN_PLACE & FOUND_BY_IP != 0) {
+                    not_the_carrier(PROTO_TAG);
                 }
+                only_carrier_udp();
             }
-            if (meta.carrier_seen != 0) {
-                meta.tagged = 1;
+            if (meta.carrier & (FOUND_IN_PLACE | FOUND_FRAGMENTED) != 0) {
+                has_tag();
             }
-            if (meta.carrier_fragmented != 0 && meta.carrier_fragmented == carrier) {
-                meta.tag_anomaly = Reason.TAG_FRAGMENTED;
-                meta.tagged = 1;
-            } else if (meta.carrier_misplaced != 0 && meta.carrier_misplaced == carrier &&
-                       meta.tag_anomaly == Reason.NONE) {
-                meta.tag_anomaly = Reason.TAG_MISPLACED;
+            if (meta.carrier & FOUND_FRAGMENTED != 0) {
+                anomalous(Reason.TAG_FRAGMENTED);
             }
-            if (meta.carrier_quoted != carrier) {
-                meta.carrier_quoted = 0;
+            if (meta.carrier & FOUND_MISPLACED != 0) {
+                anomalous(Reason.TAG_MISPLACED);
             }
 
             // Sorting: the lower address is low; where they are equal, the lower port.
@@ -131,18 +155,21 @@ control Port(inout headers_t hdr, inout metadata_t meta) {
                     sort_ipv6_dst_low();
                 }
             }
-            if (meta.src_is_low == 1 || meta.kind == 2) {
-                ports_as_they_are();
+            if (meta.kind == 2) {
+                identification_stays();
+            }
+            if (meta.family == 4) {
+                words_ipv4();
             } else {
-                ports_swapped();
+                words_ipv6();
             }
 
             // Step 0 of verifying.
-            if (meta.inner_anomaly == Reason.NONE) {
+            if (meta.anomaly != Reason.L4_TRUNCATED) {
                 if (meta.tagged == 1) {
                     if (meta.role == Role.EDGE) {
                         drop(Reason.TAG_ON_EDGE);
-                    } else if (meta.tag_anomaly == Reason.NONE) {
+                    } else if (meta.anomaly == Reason.NONE) {
                         if (meta.role == Role.ECHO && hdr.tag.flags == 0) {
                             drop(Reason.TAG_ON_EDGE);
                         } else if (meta.role == Role.TRUNK && hdr.tag.flags != 0) {
@@ -150,7 +177,7 @@ control Port(inout headers_t hdr, inout metadata_t meta) {
                         }
                     }
                 } else if (meta.role == Role.TRUNK && meta.neighbour == 0 &&
-                           meta.carrier_quoted == 0 && meta.tag_anomaly == Reason.NONE &&
+                           meta.carrier & FOUND_QUOTED == 0 && meta.anomaly == Reason.NONE &&
                            meta.port_flags & PORT_ALLOW_UNTAGGED == 0) {
                     drop(Reason.UNTAGGED_ON_TRUNK);
                 }

@@ -2,8 +2,8 @@
 // egress port, and a routed packet gets its next hop's addresses.
 control Rewrite(inout headers_t hdr, inout metadata_t meta) {
     SipHash() siphash;
-    Mss() mss;
 
+    // The protocol that the header before the tag's place names.
     bit<8> original = 0;
 
     action next_hop_ipv4() {
@@ -33,7 +33,7 @@ control Rewrite(inout headers_t hdr, inout metadata_t meta) {
 
     action take_off() {
         original = hdr.tag.next_header;
-        hdr.tag_udp.setInvalid();
+        hdr.outer_udp.setInvalid();
         hdr.tag.setInvalid();
         hdr.sealed_64.setInvalid();
         hdr.sealed_256.setInvalid();
@@ -64,47 +64,61 @@ control Rewrite(inout headers_t hdr, inout metadata_t meta) {
         original = PROTO_FRAGMENT;
     }
 
-    action put_on() {
-        hdr.tag.setValid();
-        hdr.tag.next_header = original;
-        hdr.tag.version = 1;
-        hdr.tag.flags = 0;
-        hdr.tag.unid = meta.own_unid;
-        hdr.tag.epoch = meta.own_epoch;
-        hdr.tag.reserved = 0;
-        hdr.tag.nonce = meta.own_nonce;
+    action put_on(bit<8> carrier) {
+        hdr.own_tag.next_header = original;
+        original = carrier;
     }
 
     action put_siphash() {
-        hdr.tag.length = 7;
-        hdr.tag.suite = 1;
-        meta.sip.k0 = meta.own_key0;
-        meta.sip.k1 = meta.own_key1;
-        meta.sip.w0 = 4w1 ++ 4w1 ++ 8w0 ++ meta.own_epoch ++ meta.own_unid;
-        meta.sip.w1 = meta.own_nonce;
+        hdr.own_tag.nonce = meta.sip.w1;
+        hdr.own_tag.digest = meta.sip.v0;
     }
 
-    action put_ed25519() {
-        hdr.tag.length = 23;
-        hdr.tag.suite = 2;
-        hdr.tag.digest = meta.own_digest;
-        hdr.sealed_64.setValid();
-        hdr.sealed_64.bytes = meta.own_sealed_64;
+    action put_length_ipv4() {
+        hdr.own_udp.length = (bit<16>)meta.out_len - ((bit<16>)hdr.ipv4.ihl << 2);
     }
 
-    action put_rsa2048() {
-        hdr.tag.length = 71;
-        hdr.tag.suite = 3;
-        hdr.tag.digest = meta.own_digest;
-        hdr.sealed_256.setValid();
-        hdr.sealed_256.bytes = meta.own_sealed_256;
+    action put_length_ipv6() {
+        hdr.own_udp.length = (bit<16>)meta.out_len - 40;
     }
 
-    action put_carrier_udp() {
-        hdr.tag_udp.setValid();
-        hdr.tag_udp.src_port = 49152 + (bit<16>)(meta.flow_hash[13:0]);
-        hdr.tag_udp.dst_port = CARRIER_PORT;
-        hdr.tag_udp.checksum = 0;
+    action put_length_behind_hop_by_hop() {
+        hdr.own_udp.length = (bit<16>)meta.out_len - 40 - (((bit<16>)hdr.hop_by_hop.length + 1) << 3);
+    }
+
+    action flow_label(bit<20> label) {
+        hdr.ipv6.flow_label = label;
+    }
+
+    action finish_ipv4() {
+        hdr.ipv4.total_len = (bit<16>)meta.out_len;
+        hdr.ipv4.protocol = original;
+    }
+
+    action finish_ipv6() {
+        hdr.ipv6.payload_len = (bit<16>)meta.out_len - 40;
+        hdr.ipv6.next_header = original;
+    }
+
+    action finish_behind_hop_by_hop() {
+        hdr.ipv6.payload_len = (bit<16>)meta.out_len - 40;
+        hdr.hop_by_hop.next_header = original;
+    }
+
+    action original_ipv4() {
+        original = hdr.ipv4.protocol;
+    }
+
+    action original_ipv6() {
+        original = hdr.ipv6.next_header;
+    }
+
+    action original_behind_hop_by_hop() {
+        original = hdr.hop_by_hop.next_header;
+    }
+
+    action set_vlan() {
+        hdr.vlan.vid = meta.out_vlan;
     }
 
     apply {
@@ -114,82 +128,67 @@ control Rewrite(inout headers_t hdr, inout metadata_t meta) {
             } else {
                 next_hop_ipv6();
             }
-            if (meta.out_vlan == 0 && hdr.vlan.isValid()) {
-                pop_vlan();
-            } else if (meta.out_vlan != 0) {
+            if (meta.out_vlan == 0) {
+                if (hdr.vlan.isValid()) {
+                    pop_vlan();
+                }
+            } else {
                 if (!hdr.vlan.isValid()) {
                     push_vlan();
                 }
-                hdr.vlan.vid = meta.out_vlan;
+                set_vlan();
             }
         }
 
-        if (meta.tagged == 1 || meta.put_tag == 1) {
-            bit<16> length = meta.ip_len - meta.old_tag_len + meta.new_tag_len;
+        if (meta.tagged == 1 || hdr.own_tag.isValid()) {
             if (meta.tagged == 1) {
                 take_off();
-            } else if (hdr.hop_by_hop.isValid()) {
-                original = hdr.hop_by_hop.next_header;
             } else if (meta.family == 4) {
-                original = hdr.ipv4.protocol;
+                original_ipv4();
+            } else if (hdr.hop_by_hop.isValid()) {
+                original_behind_hop_by_hop();
             } else {
-                original = hdr.ipv6.next_header;
+                original_ipv6();
             }
             if (meta.family == 4 && meta.kind == 2) {
-                if (meta.tagged == 1 && meta.put_tag == 0) {
-                    restore_fragment();
-                } else if (meta.tagged == 0) {
+                if (meta.tagged == 0) {
                     save_fragment();
+                } else if (!hdr.own_tag.isValid()) {
+                    restore_fragment();
                 }
             }
-
-            bit<8> outer = original;
-            if (meta.put_tag == 1) {
-                if (meta.out_role == Role.TRUNK) {
-                    mss.apply(hdr, meta);
-                }
-                put_on();
-                outer = PROTO_TAG;
-                if (meta.own_suite == Suite.SIPHASH) {
-                    put_siphash();
+            if (hdr.own_tag.isValid()) {
+                if (hdr.own_tag.suite == 1) {
                     siphash.apply(meta);
-                    hdr.tag.digest = meta.sip.v0;
-                } else if (meta.own_suite == Suite.ED25519) {
-                    put_ed25519();
-                } else {
-                    put_rsa2048();
+                    put_siphash();
                 }
-                if (meta.port_flags & PORT_CARRIER_UDP != 0) {
-                    put_carrier_udp();
-                    outer = PROTO_UDP;
+                if (hdr.own_udp.isValid()) {
+                    put_on(PROTO_UDP);
                     if (meta.family == 4) {
-                        hdr.tag_udp.length = length - ((bit<16>)hdr.ipv4.ihl << 2);
+                        put_length_ipv4();
                     } else if (hdr.hop_by_hop.isValid()) {
-                        hdr.tag_udp.length = length - 40 - (((bit<16>)hdr.hop_by_hop.length + 1) << 3);
+                        put_length_behind_hop_by_hop();
                     } else {
-                        hdr.tag_udp.length = length - 40;
+                        put_length_ipv6();
                     }
+                } else {
+                    put_on(PROTO_TAG);
                 }
                 if (meta.family == 6 && meta.tagged == 0 && hdr.ipv6.flow_label == 0) {
-                    hdr.ipv6.flow_label = meta.flow_hash[19:0];
-                    if (hdr.ipv6.flow_label == 0) {
-                        hdr.ipv6.flow_label = 1;
+                    if (meta.flow_hash[19:0] == 0) {
+                        flow_label(1);
+                    } else {
+                        flow_label(meta.flow_hash[19:0]);
                     }
                 }
             }
-
             if (meta.family == 4) {
-                hdr.ipv4.total_len = length;
-                hdr.ipv4.protocol = outer;
+                finish_ipv4();
+            } else if (hdr.hop_by_hop.isValid()) {
+                finish_behind_hop_by_hop();
             } else {
-                hdr.ipv6.payload_len = length - 40;
-                if (hdr.hop_by_hop.isValid()) {
-                    hdr.hop_by_hop.next_header = outer;
-                } else {
-                    hdr.ipv6.next_header = outer;
-                }
+                finish_ipv6();
             }
-            meta.ip_len = length;
         }
     }
 }

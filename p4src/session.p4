@@ -7,20 +7,23 @@ control Session(inout headers_t hdr, inout metadata_t meta, inout bit<1> admitte
     @id(0x13000602)
     direct_counter(CounterType.packets_and_bytes) session_v6_counter;
 
-    zone_t expected = 0;
+    zone_t from_low = 0;
+    zone_t from_high = 0;
 
     @id(0x01000601)
     action admitted_v4(@id(1) zone_t low_zone, @id(2) zone_t high_zone) {
         session_v4_counter.count();
         admitted_session = 1;
-        expected = meta.src_is_low == 1 ? low_zone : high_zone;
+        from_low = low_zone;
+        from_high = high_zone;
     }
 
     @id(0x01000602)
     action admitted_v6(@id(1) zone_t low_zone, @id(2) zone_t high_zone) {
         session_v6_counter.count();
         admitted_session = 1;
-        expected = meta.src_is_low == 1 ? low_zone : high_zone;
+        from_low = low_zone;
+        from_high = high_zone;
     }
 
     @id(0x01000603)
@@ -69,7 +72,8 @@ control Session(inout headers_t hdr, inout metadata_t meta, inout bit<1> admitte
                 session_v6.apply();
             }
             if (admitted_session == 1) {
-                if (expected != meta.zone && expected != ZONE_ANY) {
+                if ((meta.src_is_low == 1 && from_low != meta.zone && from_low != ZONE_ANY) ||
+                    (meta.src_is_low == 0 && from_high != meta.zone && from_high != ZONE_ANY)) {
                     meta.disposition = Disposition.DROP;
                     meta.reason = Reason.WRONG_ZONE;
                 } else if (meta.tcp_flags & (TCP_FIN | TCP_RST) != 0 ||

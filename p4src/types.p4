@@ -151,6 +151,15 @@ const bit<8> PORT_ALLOW_UNTAGGED = 1;   // a trunk that admits untagged packets
 const bit<8> PORT_CARRIER_UDP = 2;      // the alliance's carrier is udp
 const bit<8> PORT_TRANSPARENT = 4;      // port to port: ARP and ND pass
 
+// Where the parser found the carrier: one bit for each that it may be. Which one
+// it is is known only in the stage `port`, which clears the other's.
+const bit<8> FOUND_BY_IP = 0x55;
+const bit<8> FOUND_BY_UDP = 0xaa;
+const bit<8> FOUND_IN_PLACE = 0x03;
+const bit<8> FOUND_FRAGMENTED = 0x0c;
+const bit<8> FOUND_MISPLACED = 0x30;
+const bit<8> FOUND_QUOTED = 0xc0;
+
 const bit<16> ZONE_ANY = 0xffff;        // in `session`: either zone
 const bit<32> CRC_BASE = 0;
 
@@ -206,8 +215,8 @@ header ipv4_h {
     bit<32> dst;
 }
 
-header byte_h {
-    bit<8> value;
+header word_h {
+    bit<32> value;
 }
 
 header ipv6_h {
@@ -309,10 +318,16 @@ struct headers_t {
     ethernet_h ethernet;
     vlan_h vlan;
     ipv4_h ipv4;
-    byte_h[40] ipv4_options;
+    word_h[10] ipv4_options;
     ipv6_h ipv6;
     hop_by_hop_h hop_by_hop;
-    udp_h tag_udp;
+    // The member's own tag, on packets that leave with it.
+    udp_h own_udp;
+    tag_h own_tag;
+    sealed_64_h own_sealed_64;
+    sealed_256_h own_sealed_256;
+    // The tag as it came; under the carrier that is not the alliance's, payload.
+    udp_h outer_udp;        // UDP directly behind IP, the carrier or not
     tag_h tag;
     sealed_64_h sealed_64;
     sealed_256_h sealed_256;
@@ -324,8 +339,9 @@ struct headers_t {
     icmp_h icmp;
 }
 
-// SipHash-2-4 state and the message M as words (docs/wire.md). They are
-// metadata fields and not locals so that p4c compiles them quickly.
+// SipHash-2-4 state and the words of M (docs/wire.md). They are metadata fields
+// and not locals so that p4c compiles them quickly. w2 and w3 belong to the
+// packet, the others to one tag.
 struct siphash_t {
     bit<64> v0;
     bit<64> v1;
@@ -336,9 +352,10 @@ struct siphash_t {
     bit<64> w0;
     bit<64> w1;
     bit<64> w2;
-    bit<64> w3;
+    bit<64> w3;             // IPv4 only
 }
 
+// bmv2 clears every field for every packet, so there is none to spare.
 struct metadata_t {
     // Preserved by clone sessions: what packet_in says.
     @field_list(1) Reason punt_reason;
@@ -354,21 +371,12 @@ struct metadata_t {
     Reason copy;
     bit<1> returned;
 
-    // Parser findings. Carrier candidates: 1 ip, 2 udp; which one counts is
-    // known only after the stage `port`.
-    bit<16> frame_len;       // bytes left of the frame
-    bit<16> left;            // bytes left of the IP packet
+    // Parser findings.
+    bit<16> left;            // bytes left of the frame, then of the IP packet
     bit<16> ip_len;          // whole IP packet
     bit<8> family;
-    bit<8> option_skip;
-    bit<8> option_left;
-    Reason anomaly;          // fatal finding up to the IP header
-    Reason inner_anomaly;    // fatal finding behind the carrier
-    Reason tag_anomaly;      // structure of the tag
-    bit<2> carrier_seen;
-    bit<2> carrier_fragmented;
-    bit<2> carrier_misplaced;
-    bit<2> carrier_quoted;
+    Reason anomaly;          // fatal finding
+    bit<8> carrier;          // FOUND_...
     bit<1> arp;
     bit<1> raw;              // ARP or ND, port to port: forwarded as it is
     bit<1> neighbour;
@@ -408,21 +416,9 @@ struct metadata_t {
     bit<12> out_vlan;
     Role out_role;
     bit<16> mtu;
+    bit<32> out_len;         // whole IP packet as it leaves
     mac_t next_src;
     mac_t next_dst;
-    bit<1> put_tag;
-    Suite own_suite;
-    bit<32> own_unid;
-    bit<16> own_epoch;
-    bit<64> own_nonce;
-    bit<64> own_digest;
-    bit<512> own_sealed_64;
-    bit<2048> own_sealed_256;
-    bit<64> own_key0;
-    bit<64> own_key1;
-    bit<16> old_tag_len;     // bytes, carrier header included
-    bit<16> new_tag_len;
-    bit<1> count_mss;
 
     siphash_t sip;
 }

@@ -293,7 +293,7 @@ var (
 		Object: Object{ID: 0x01000803, Name: "CountersignIngress.own_tag.no_signing_key", Alias: "no_signing_key"},
 	}
 	actionPutEd25519 = ActionInfo{
-		Object: Object{ID: 0x01000811, Name: "CountersignIngress.own_tag.put_ed25519", Alias: "own_tag.put_ed25519"},
+		Object: Object{ID: 0x01000811, Name: "CountersignIngress.own_tag.put_ed25519", Alias: "put_ed25519"},
 		Params: []FieldInfo{
 			{ID: 1, Name: "unid", Width: 32},
 			{ID: 2, Name: "epoch", Width: 16},
@@ -303,7 +303,7 @@ var (
 		},
 	}
 	actionPutRSA2048 = ActionInfo{
-		Object: Object{ID: 0x01000812, Name: "CountersignIngress.own_tag.put_rsa2048", Alias: "own_tag.put_rsa2048"},
+		Object: Object{ID: 0x01000812, Name: "CountersignIngress.own_tag.put_rsa2048", Alias: "put_rsa2048"},
 		Params: []FieldInfo{
 			{ID: 1, Name: "unid", Width: 32},
 			{ID: 2, Name: "epoch", Width: 16},

@@ -152,9 +152,10 @@ func (c *Client) Write(ctx context.Context, updates ...*p4v1.Update) error {
 	if err == nil {
 		return nil
 	}
+	const most = 3 // failures are seldom alone
 	errs := []error{fmt.Errorf("write: %w", err)}
 	for i, d := range status.Convert(err).Details() {
-		if e, ok := d.(*p4v1.Error); ok && e.GetCanonicalCode() != 0 && i < len(updates) {
+		if e, ok := d.(*p4v1.Error); ok && e.GetCanonicalCode() != 0 && i < len(updates) && len(errs) <= most {
 			errs = append(errs, fmt.Errorf("update %d, %v: code %d: %s", i, updates[i], e.GetCanonicalCode(), e.GetMessage()))
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
 	"reflect"
@@ -62,7 +61,6 @@ const (
 	peerUNID    = 0x01020304
 	peerEpoch   = 5
 	salt        = 0xfedcba9876543210
-	unlimited   = 1
 	waitForAll  = 5 * time.Second
 	settleAfter = 2 * time.Millisecond
 )
@@ -108,7 +106,7 @@ func newFixture(t *testing.T, udp bool, entries ...tables.Entry) *fixture {
 		t.Skip(shared.err)
 	}
 	must(t, shared.err)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // for cleanups too
 	t.Cleanup(cancel)
 	f := &fixture{T: t, Switch: shared.s, ctx: ctx, raw: shared.raw, udp: udp, nonce: map[uint16]uint64{}}
 	f.insert(slices.Concat(base(udp), entries)...)
@@ -144,11 +142,7 @@ func startShared(kind string) (s *Switch, raw map[uint16]*netlab.Raw, err error)
 func (f *fixture) insert(entries ...tables.Entry) {
 	f.Helper()
 	f.write(p4v1.Update_INSERT, entries...)
-	f.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		must(f.T, f.Write(ctx, updates(f.T, p4v1.Update_DELETE, entries...)...))
-	})
+	f.Cleanup(func() { f.write(p4v1.Update_DELETE, entries...) })
 }
 
 func (f *fixture) write(kind p4v1.Update_Type, entries ...tables.Entry) {
@@ -258,7 +252,6 @@ type want struct {
 	copied   tables.Reason // a copy goes to the CPU
 	egress   uint16        // port and zone in packet-in
 	outcomes []tables.Outcome
-	rx       bool // for packets from the CPU: not counted as received
 }
 
 // send puts a frame on a port and checks all that becomes of it.
@@ -495,16 +488,17 @@ func must(t *testing.T, errs ...error) {
 	}
 }
 
-// sortedKeys is for names of subtests that come from maps.
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
-
 // modify changes an entry and has it changed back at the test's end.
 func (f *fixture) modify(to, back tables.Entry) {
 	f.Helper()
 	f.write(p4v1.Update_MODIFY, to)
-	f.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		must(f.T, f.Write(ctx, updates(f.T, p4v1.Update_MODIFY, back)...))
-	})
+	f.Cleanup(func() { f.write(p4v1.Update_MODIFY, back) })
+}
+
+// sub is the fixture for a subtest, which shares its entries and counts.
+func (f *fixture) sub(t *testing.T) *fixture {
+	g := *f
+	g.T = t
+	t.Cleanup(func() { f.last = g.last })
+	return &g
 }

@@ -228,4 +228,3 @@ func TestVectors(t *testing.T) {
 		})
 	}
 }
-
