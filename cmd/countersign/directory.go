@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
 	"github.com/spf13/cobra"
 
 	"countersign/directory/client"
@@ -84,14 +87,31 @@ func readDirectoryFile(path string) (f directoryFile, err error) {
 			err = fmt.Errorf("%s: not readable as YAML: %v", path, p)
 		}
 	}()
-	if err := yaml.UnmarshalWithOptions(data, &f, yaml.Strict()); err != nil && err != io.EOF {
-		if e, ok := err.(yaml.Error); ok && e.GetToken() != nil {
-			at := e.GetToken().Position
-			return f, fmt.Errorf("%s:%d:%d: %s", path, at.Line, at.Column, e.GetMessage())
-		}
-		return f, fmt.Errorf("%s: %w", path, err)
+	if err := yaml.UnmarshalWithOptions(data, &f, yaml.Strict()); err != nil && !errors.Is(err, io.EOF) {
+		return f, located(path, data, err)
 	}
 	return f, nil
+}
+
+// located puts file and position before an error of the YAML library. Errors of
+// single values come without position, so their key is looked for.
+func located(path string, data []byte, err error) error {
+	if e := yaml.Error(nil); errors.As(err, &e) && e.GetToken() != nil {
+		at := e.GetToken().Position
+		return fmt.Errorf("%s:%d:%d: %s", path, at.Line, at.Column, e.GetMessage())
+	}
+	if file, perr := parser.ParseBytes(data, 0); perr == nil && len(file.Docs) > 0 {
+		if m, ok := file.Docs[0].Body.(*ast.MappingNode); ok {
+			for _, v := range m.Values {
+				var one directoryFile
+				if err := yaml.NodeToValue(v, &one); err != nil {
+					at := v.Key.GetToken().Position
+					return fmt.Errorf("%s:%d:%d: %s: %w", path, at.Line, at.Column, v.Key, err)
+				}
+			}
+		}
+	}
+	return fmt.Errorf("%s: %w", path, err)
 }
 
 func (a *app) directory() *cobra.Command {

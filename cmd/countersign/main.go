@@ -100,7 +100,7 @@ controller; a directory tells the members of each other.`,
   countersign controller -c /etc/countersign/fw1.yaml
   countersign status`,
 		a.directory(), a.member(), a.keys(), a.controller(), a.fallback(),
-		a.policy(), a.sessions(), a.status(), a.tag(), a.demo(), a.version())
+		a.policy(), a.sessions(), a.status(), a.tag(), a.demo(), a.replay(), a.version())
 	root.SilenceErrors = true
 	root.SilenceUsage = true
 	root.SetIn(a.stdin)

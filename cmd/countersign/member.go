@@ -23,14 +23,14 @@ import (
 )
 
 func (a *app) member() *cobra.Command {
-	excluded := "Its keys go from every data plane, and every key that it held is replaced at\nonce, in one version of the bundle."
+	excluded := "\nIts keys go from every data plane, and every key that it held is replaced at\nonce, in one version of the bundle."
 	return group("member", "Invite, list and exclude members",
 		"Say at the directory who is a member. All but join need an operator's\ncredential.",
 		"  countersign member invite fw1 --site hq\n  countersign member list\n  countersign member revoke fw1",
 		a.memberInvite(), a.memberJoin(), a.memberList(),
-		a.memberChange("suspend", "suspended", "Exclude a member until it is resumed", "Exclude a member until it is resumed. "+excluded, pb.AdministrationClient.Suspend),
+		a.memberChange("suspend", "suspended", "Exclude a member until it is resumed", "Exclude a member until it is resumed."+excluded, pb.AdministrationClient.Suspend),
 		a.memberChange("resume", "resumed", "Take a suspended member back", "Take a suspended member back.", pb.AdministrationClient.Resume),
-		a.memberChange("revoke", "revoked", "Exclude a member for good", "Exclude a member for good. "+excluded, pb.AdministrationClient.Revoke),
+		a.memberChange("revoke", "revoked", "Exclude a member for good", "Exclude a member for good."+excluded, pb.AdministrationClient.Revoke),
 		a.memberChange("remove", "removed", "Forget a revoked member", "Forget a revoked member whose tombstones are gone; its name is free then.", pb.AdministrationClient.Remove),
 	)
 }

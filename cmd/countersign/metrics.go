@@ -25,7 +25,7 @@ func newRegistry() *prometheus.Registry {
 
 // withMetrics runs a process and beside it, unless addr is empty, the listener
 // that Prometheus scrapes, which is open before the process begins. It ends
-// when ctx does, or when either of the two fails.
+// when ctx or the process does, or when either of the two fails.
 func withMetrics(ctx context.Context, addr string, r *prometheus.Registry, process func(context.Context) error) error {
 	if addr == "" {
 		return process(ctx)
@@ -34,6 +34,10 @@ func withMetrics(ctx context.Context, addr string, r *prometheus.Registry, proce
 	if err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
+	return besideMetrics(ctx, l, r, process)
+}
+
+func besideMetrics(ctx context.Context, l net.Listener, r *prometheus.Registry, process func(context.Context) error) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{Registry: r}))
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: time.Minute}
