@@ -50,16 +50,12 @@ func (s *selector) set(h hops) { s.hops.Store(&h) }
 // egressPort is the stage of that name: the destination (longest match) gives a
 // next hop group, and its member the port with VLAN, role, zone and MTU; or,
 // port to port, the ingress port gives them.
-func (pl *pipeline) egressPort(m *meta) {
-	if pl.crossConnects.n.Load() != 0 {
-		key := portKey(m.inPort, m.vlan)
-		if e := pl.crossConnects.find(pl.hashes.one(key), &key); e != nil {
-			to := e.val.Load() // port(16) | role(8) | zone(16) | mtu(16)
-			m.transparent = true
-			m.hop = hop{
-				action: tables.ToPortActionID, vlan: m.vlan,
-				port: uint16(to >> 40), role: tables.Role(to >> 32), zone: uint16(to >> 16), mtu: uint16(to),
-			}
+func (pl *pipeline) egressPort(m *meta, p *portEntries) {
+	if p.crossed {
+		m.transparent = true
+		m.hop = hop{
+			action: tables.ToPortActionID, vlan: m.vlan,
+			port: uint16(p.to >> 40), role: tables.Role(p.to >> 32), zone: uint16(p.to >> 16), mtu: uint16(p.to),
 		}
 	}
 	switch {

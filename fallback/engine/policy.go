@@ -19,6 +19,31 @@ import (
 // issuer has admitted it.
 func (pl *pipeline) policy(m *meta, worker int) {
 	v := &m.view
+	rules := pl.policy4.rules.Load()
+	if v.Family == 6 {
+		rules = pl.policy6.rules.Load()
+	}
+	if r := m.firstRule(rules); r != nil {
+		r.counts[worker].add(1, uint64(len(m.frame)))
+		switch r.verdict.Load() {
+		case tables.AdmitV4ActionID, tables.AdmitV6ActionID:
+			m.hold(StagePolicy, tables.ReasonNewSession)
+		case tables.AwaitV4ActionID, tables.AwaitV6ActionID:
+			m.hold(StagePolicy, tables.ReasonReplyUnknown)
+		case tables.DenyV4ActionID, tables.DenyV6ActionID:
+			m.drop(StagePolicy, tables.ReasonPolicyDeny)
+		}
+	} else if !m.tagged {
+		m.drop(StagePolicy, tables.ReasonPolicyDefault)
+	}
+}
+
+// firstRule returns the rule that the packet matches, or nil.
+func (m *meta) firstRule(s *ruleset) *rule {
+	if len(s.rules) == 0 {
+		return nil
+	}
+	v := &m.view
 	var k policyKey
 	k.inZone, k.outZone, k.protocol = m.zone, m.hop.zone, v.Protocol
 	k.srcPort, k.dstPort = m.ports()
@@ -26,31 +51,15 @@ func (pl *pipeline) policy(m *meta, worker int) {
 	if m.tagged {
 		k.tagged = 1
 	}
-	table, ip := pl.policy4, m.frame[v.L3:]
+	ip := m.frame[v.L3:]
 	if v.Family == 4 {
 		k.words[1] = binary.BigEndian.Uint64(ip[12:])
 	} else {
-		table = pl.policy6
 		for i := range 4 {
 			k.words[1+i] = binary.BigEndian.Uint64(ip[8+8*i:])
 		}
 	}
-	r := table.rules.Load().match(&k)
-	if r == nil {
-		if !m.tagged {
-			m.drop(StagePolicy, tables.ReasonPolicyDefault)
-		}
-		return
-	}
-	r.counts[worker].add(1, uint64(len(m.frame)))
-	switch r.verdict.Load() {
-	case tables.AdmitV4ActionID, tables.AdmitV6ActionID:
-		m.hold(StagePolicy, tables.ReasonNewSession)
-	case tables.AwaitV4ActionID, tables.AwaitV6ActionID:
-		m.hold(StagePolicy, tables.ReasonReplyUnknown)
-	case tables.DenyV4ActionID, tables.DenyV6ActionID:
-		m.drop(StagePolicy, tables.ReasonPolicyDeny)
-	}
+	return s.match(&k)
 }
 
 // policyKey is a packet as rules see it.
@@ -132,10 +141,8 @@ func (z *zoneMap) get(zone uint16) bitmap {
 	return z.other
 }
 
+// match needs at least one rule.
 func (s *ruleset) match(k *policyKey) *rule {
-	if len(s.rules) == 0 {
-		return nil
-	}
 	in, out, proto := s.inZone.get(k.inZone), s.outZone.get(k.outZone), s.protocol[k.protocol]
 	i, j := 0, len(s.dstFrom)
 	for j-i > 1 {

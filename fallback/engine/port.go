@@ -25,18 +25,39 @@ func vlanOf(frame []byte) uint16 {
 	return 0
 }
 
+// portEntries is what the tables port and cross_connect have for one port and
+// VLAN. A worker keeps it within a batch, whose packets mostly share them.
+type portEntries struct {
+	valid, known, crossed bool
+	key                   uint64
+	config                uint64 // role(8) | zone(16) | flags(8)
+	to                    uint64 // port(16) | role(8) | zone(16) | mtu(16)
+}
+
+func (pl *pipeline) lookUpPort(p *portEntries, key uint64) {
+	*p = portEntries{valid: true, key: key}
+	h := pl.hashes.one(key)
+	if e := pl.ports.find(h, &key); e != nil {
+		p.known, p.config = true, e.val.Load()
+	}
+	if e := pl.crossConnects.find(h, &key); e != nil {
+		p.crossed, p.to = true, e.val.Load()
+	}
+}
+
 // port is the stage of that name: ingress port and VLAN give the role and the
 // zone; the alliance's carrier, a flag of the port, settles whether the packet
 // is tagged; step 0 of verifying says what may appear on a port of this role.
-func (pl *pipeline) port(m *meta) {
+func (pl *pipeline) port(m *meta, p *portEntries) {
 	m.vlan = vlanOf(m.frame)
-	key := portKey(m.inPort, m.vlan)
-	e := pl.ports.find(pl.hashes.one(key), &key)
-	if e == nil {
+	if key := portKey(m.inPort, m.vlan); !p.valid || p.key != key {
+		pl.lookUpPort(p, key)
+	}
+	if !p.known {
 		m.drop(StagePort, tables.ReasonUnknownPort)
 		return
 	}
-	config := e.val.Load() // role(8) | zone(16) | flags(8)
+	config := p.config
 	m.role, m.zone, m.flags = tables.Role(config>>24), uint16(config>>8), uint8(config)
 	m.carrier = pl.carrier
 	m.carrier.UDP = m.flags&carrierUDP != 0

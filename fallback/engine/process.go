@@ -100,7 +100,8 @@ type Worker struct {
 	e      *Engine
 	id     int
 	now    int64
-	pl     *pipeline // of the last batch
+	pl     *pipeline   // of the last batch
+	port   portEntries // of the last packet in this batch
 	tally  tally
 	nonces [tables.PortTxCounterSize]block
 	metas  [MaxBatch]meta
@@ -140,7 +141,7 @@ func (w *Worker) begin(pl *pipeline, now int64) {
 	if pl != w.pl {
 		w.pl, w.nonces = pl, [len(w.nonces)]block{}
 	}
-	w.now = now
+	w.now, w.port.valid = now, false
 }
 
 // run takes at most MaxBatch packets through the pipeline. The two short sweeps
@@ -176,7 +177,7 @@ func cellPort(port uint16) int { return int(port) % tables.PortRxCounterSize }
 // find is the pipeline as far as egress_port: what the packet is, whether its
 // tag is good, and where it would go. The empty stages keep their places.
 func (w *Worker) find(pl *pipeline, m *meta) {
-	pl.port(m)
+	pl.port(m, &w.port)
 	if m.forward() {
 		anomaly(m)
 	}
@@ -193,7 +194,7 @@ func (w *Worker) find(pl *pipeline, m *meta) {
 		if m.verified {
 			w.tally.count(cellOutcomes+int(verifiedOutcome(m.view.Tag.Suite)), 0)
 		}
-		pl.egressPort(m)
+		pl.egressPort(m, &w.port)
 	}
 	if m.forward() && !m.raw {
 		pl.tupleHash(m)
