@@ -99,6 +99,9 @@ func parseCounts(r io.Reader) (counts, error) {
 			c.drop[label("why")] += int64(v)
 		}
 	})
+	for _, family := range []string{"countersign_punts_dropped_total", "countersign_p4runtime_packet_in_drops_total"} {
+		each(family, func(v float64, _ func(string) string) { c.drop["punt_queue_full"] += int64(v) })
+	}
 	return c, nil
 }
 

@@ -59,7 +59,7 @@ func (n *network) plain(ctx context.Context) []Row {
 }
 
 // limit bounds a download.
-const limit = 90 * time.Second
+const limit = 60 * time.Second
 
 // tagged shows the download with tags, and what each member did to it.
 func (n *network) tagged(ctx context.Context) []Row {
@@ -160,9 +160,11 @@ func (n *network) rotation(ctx context.Context) []Row {
 	if err != nil {
 		return row(step, err)
 	}
-	err = errors.Join(fail, seen.note(ctx, n))
-	after, scrape := n.scrapeAll(ctx)
-	if err = errors.Join(err, scrape); err != nil {
+	if err := seen.note(ctx, n); err != nil {
+		return row(step, err)
+	}
+	after, err := n.scrapeAll(ctx)
+	if err != nil {
 		return row(step, err)
 	}
 	lost, least := map[string]int64{}, lasts
@@ -180,8 +182,9 @@ func (n *network) rotation(ctx context.Context) []Row {
 		{"switches late", float64(late), ""},
 		{"retransmitted", float64(again - sent), ""},
 	}
+	err = fail
 	var dropped int64
-	for _, reason := range append([]string{"no_signing_key", "punt_limited", "punt_loop"}, tagReasons...) {
+	for _, reason := range append([]string{"no_signing_key", "punt_limited", "punt_loop", "punt_queue_full"}, tagReasons...) {
 		if v := lost[reason]; v != 0 {
 			dropped += v
 			err = errors.Join(err, fmt.Errorf("%d dropped as %s", v, reason))

@@ -135,6 +135,8 @@ func (n *network) configuration(name string, tags bool) (*config.Config, error) 
 		Member: name, Site: sites[name], Sign: n.suite.String(),
 		Devices: []config.Device{{Name: "dp", ID: 1, Address: "unix://" + n.socket(name)}},
 		Metrics: metricsAddr(name),
+		// A whole TCP window may be held behind the first packet of a new tag.
+		Punts: config.Punts{Queue: 1024},
 	}
 	role := "edge"
 	if tags {

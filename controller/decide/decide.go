@@ -121,6 +121,7 @@ type Decider struct {
 	decisions *prometheus.CounterVec
 	errors    *rate.Limiter
 	randMu    sync.Mutex
+	nonces    tag.MACKey // secret that nonces of finished tags are made from
 }
 
 // view is the snapshot with the look-ups made from it.
@@ -160,6 +161,9 @@ func New(cfg Config) (*Decider, error) {
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
+	}
+	if _, err := io.ReadFull(d.random, d.nonces[:]); err != nil {
+		return nil, fmt.Errorf("random number: %w", err)
 	}
 	d.errors = rate.NewLimiter(500, 100)
 	d.near = newNeighbourhood(cfg.Config)
@@ -355,8 +359,9 @@ func (d *Decider) tagUnverified(ctx context.Context, p Punt, v *packet.View) Out
 		return drop(tables.ReasonTagRevoked.String())
 	}
 	which := session.Vouched{ID: id, Nonce: v.Tag.Nonce, Digest: v.Tag.Digest, CRC: v.Tag.SealedCRC()}
-	known := false
+	known, own := false, tag.KeyID{}
 	d.book.Tags(v.Tuple, func(t *session.Tags) {
+		own = t.Own
 		for _, o := range t.Vouched {
 			known = known || o == which
 		}
@@ -366,16 +371,23 @@ func (d *Decider) tagUnverified(ctx context.Context, p Punt, v *packet.View) Out
 			return drop(tables.ReasonTagForged.String())
 		}
 	}
-	add := []tables.Entry{entry.ForVouched(v.Tuple, which, d.idle(v.Tuple))}
-	if d.tagsTowards(p.Device, v, p.Frame) {
+	// Packets that were held behind the first one of a tag find its entries; of
+	// several data planes, the one that asks may lack them.
+	var add []tables.Entry
+	if !known || len(d.planes) > 1 {
+		add = append(add, entry.ForVouched(v.Tuple, which, d.idle(v.Tuple)))
+	}
+	if port, ok := d.leavesBy(p, v); ok && port.Role != "edge" && (own != d.current() || len(d.planes) > 1) {
 		if e, err := d.signature(v.Tuple); err != nil {
 			return d.failed(v.Tuple, err)
 		} else if e != nil {
 			add = append(add, e)
 		}
 	}
-	if err := d.upsert(ctx, p.Device, add...); err != nil {
-		return drop(reasonOf(err))
+	if len(add) > 0 {
+		if err := d.upsert(ctx, p.Device, add...); err != nil {
+			return drop(reasonOf(err))
+		}
 	}
 	var old []session.Vouched
 	d.book.Tags(v.Tuple, func(t *session.Tags) {
@@ -389,7 +401,15 @@ func (d *Decider) tagUnverified(ctx context.Context, p Punt, v *packet.View) Out
 	for _, o := range old {
 		d.erase(ctx, entry.VouchedRemoval(v.Tuple, o))
 	}
-	// What it vouches for was made by this key; see firstSeen.
+	// A packet that is handed back is not copied again: what its first_seen
+	// would say is known now, and a session whose every packet has a new tag
+	// would never say it.
+	if port, ok := d.leavesBy(p, v); ok && port.Role == "edge" {
+		if s, known := d.book.Get(v.Tuple); !known || s.Origin != "" || s.Closing || !s.At(p.Device).Delivered {
+			p.Meta.EgressPort, p.Meta.EgressZone = port.Port, d.zones[port.Zone]
+			d.firstSeen(ctx, p, v)
+		}
+	}
 	return d.giveBack(ctx, p)
 }
 
@@ -690,11 +710,9 @@ func (d *Decider) signature(t tag.Tuple) (tables.Entry, error) {
 	if k == nil {
 		return nil, errNoKey
 	}
-	nonce, err := d.random64()
-	if err != nil {
-		return nil, err
-	}
-	h, err := k.Key.Issue(k.UNID, k.Epoch, nonce, &t)
+	// The nonce is the session's in this epoch, as random as the secret, so that
+	// signing again makes the same tag and the next member verifies one only.
+	h, err := k.Key.Issue(k.UNID, k.Epoch, d.nonces.Digest(k.KeyID.Word0(), 0, &t), &t)
 	if err != nil {
 		return nil, fmt.Errorf("sign under %v: %w", k.KeyID, err)
 	}
@@ -703,6 +721,16 @@ func (d *Decider) signature(t tag.Tuple) (tables.Entry, error) {
 		d.book.Tags(t, func(r *session.Tags) { r.Own = k.KeyID })
 	}
 	return e, err
+}
+
+// current is the key that the member signs with, the zero value for none.
+func (d *Decider) current() tag.KeyID {
+	if snap := d.view.Load().snap; snap != nil {
+		if k := snap.Current(d.suite); k != nil {
+			return k.KeyID
+		}
+	}
+	return tag.KeyID{}
 }
 
 var errNoKey = errors.New("no current key to sign with")

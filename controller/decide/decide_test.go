@@ -366,9 +366,11 @@ func TestTagUnverified(t *testing.T) {
 	plain := tcp(t, "10.1.0.3", "10.2.0.5", 4000, 80, "S")
 	good := b.tagged(t, plain, tag.Ed25519)
 	want(t, b.punt(tables.ReasonTagUnverified, good, true), Returned, "")
+	// It leaves by an edge, and what is handed back is not copied as first_seen.
+	tu := tupleOf(t, good)
 	n := len(b.dp.entries)
-	if n != 1 {
-		t.Fatalf("%d entries, want the vouched one", n)
+	if n != 3 || !b.dp.has(entry.Removal(entry.Delivered, tu)) || !b.dp.has(entry.Removal(entry.Session, tu)) || len(b.said) != 1 {
+		t.Fatalf("%d entries, want the vouched, delivered and session ones; %d announcements, want 1", n, len(b.said))
 	}
 	bad := append([]byte(nil), good...)
 	bad[14+20+28+10] ^= 1 // within the signature
@@ -377,7 +379,7 @@ func TestTagUnverified(t *testing.T) {
 		t.Error("a forged tag left an entry")
 	}
 	b.update(t, directory.Revoked, directory.Active, 1)
-	if len(b.dp.entries) != 0 {
+	if len(b.dp.entries) != n-1 {
 		t.Error("what a revoked key vouched for still stands")
 	}
 	want(t, b.punt(tables.ReasonTagUnverified, good, true), Dropped, "tag_revoked")

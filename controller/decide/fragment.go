@@ -154,7 +154,7 @@ func (d *Decider) fragment(ctx context.Context, p Punt, v *packet.View) Outcome 
 
 func (d *Decider) datagramPasses(ctx context.Context, p Punt, v *packet.View, low, high uint16) Outcome {
 	add := []tables.Entry{entry.ForSession(v.Tuple, low, high, fragmentIdle)}
-	if d.tagsTowards(p.Device, v, p.Frame) {
+	if port, ok := d.leavesBy(p, v); ok && port.Role != "edge" {
 		e, err := d.signature(v.Tuple)
 		if err != nil {
 			return d.failed(v.Tuple, err)

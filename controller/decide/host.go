@@ -320,13 +320,18 @@ func (d *Decider) egressOf(dev string, v *packet.View) (*config.Port, bool) {
 	return best, best != nil
 }
 
-// tagsTowards: does the packet leave by a port that tags leave by?
-func (d *Decider) tagsTowards(dev string, v *packet.View, frame []byte) bool {
-	for _, x := range d.cfg.CrossConnects {
-		if a, b := d.cfg.Port(x.A), d.cfg.Port(x.B); a.Device == dev && (a.Role != "edge" || b.Role != "edge") {
-			return true
+// leavesBy is the port that a punted packet leaves by: its cross connect's other
+// end, or where the configuration routes it.
+func (d *Decider) leavesBy(p Punt, v *packet.View) (*config.Port, bool) {
+	if in := d.portOf(p.Device, p.Meta.IngressPort, p.Meta.Zone); in != nil {
+		for _, x := range d.cfg.CrossConnects {
+			switch in.Name {
+			case x.A:
+				return d.cfg.Port(x.B), true
+			case x.B:
+				return d.cfg.Port(x.A), true
+			}
 		}
 	}
-	p, ok := d.egressOf(dev, v)
-	return ok && p.Role != "edge"
+	return d.egressOf(p.Device, v)
 }
