@@ -3,10 +3,12 @@
 package docs_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -270,6 +272,128 @@ func TestDirectoryKeys(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+var whys = regexp.MustCompile("drop\\(\"([a-z_]+)\"\\)|return \"([a-z]+_[a-z_]+)\"")
+
+// Every reason for which the controller drops is in the troubleshooting table.
+func TestWhys(t *testing.T) {
+	files, err := filepath.Glob("../controller/decide/*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no sources: %v", err)
+	}
+	text := read(t, "operations.md")
+	for _, name := range files {
+		for _, m := range whys.FindAllStringSubmatch(read(t, name), -1) {
+			if why := m[1] + m[2]; !strings.HasSuffix(name, "_test.go") && !strings.Contains(text, "`"+why+"`") {
+				t.Errorf("operations.md lacks %s of %s", why, name)
+			}
+		}
+	}
+}
+
+var inline = regexp.MustCompile("`(countersign [^`]+)`")
+
+// calls are the calls of countersign that a page shows.
+func calls(text string) (found []string) {
+	for _, block := range blocks(text, "sh") {
+		for line := range strings.Lines(block) {
+			line, _, _ = strings.Cut(strings.TrimSpace(line), "   # ")
+			if strings.HasPrefix(line, "countersign ") {
+				found = append(found, line)
+			}
+		}
+	}
+	for _, m := range inline.FindAllStringSubmatch(fences.ReplaceAllString(text, ""), -1) {
+		found = append(found, m[1])
+	}
+	return found
+}
+
+// Every command that a page shows is there, with its flags.
+func TestCommands(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the program")
+	}
+	program := filepath.Join(t.TempDir(), "countersign")
+	if out, err := exec.Command("go", "build", "-o", program, "countersign/cmd/countersign").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	seen := map[string]bool{}
+	for _, page := range pages(t) {
+		for _, call := range calls(read(t, page)) {
+			if seen[call] {
+				continue
+			}
+			seen[call] = true
+			t.Run(call, func(t *testing.T) {
+				var words, flags []string
+				for _, token := range strings.Fields(call)[1:] {
+					if strings.HasPrefix(token, "-") {
+						flag, _, _ := strings.Cut(token, "=")
+						flags = append(flags, flag)
+					} else if len(flags) == 0 {
+						words = append(words, token)
+					}
+				}
+				if len(words) > 0 && words[0] == "COMMAND" {
+					return
+				}
+				out, err := exec.Command(program, append(words, "--help")...).CombinedOutput()
+				if err != nil {
+					t.Fatalf("%v: %s", err, out)
+				}
+				help := string(out)
+				_, use, _ := strings.Cut(help, "Usage:\n  countersign ")
+				use, _, _ = strings.Cut(use, "\n")
+				given := strings.Fields(use)
+				for i, word := range words {
+					if i >= len(given) || given[i] != word {
+						if strings.Contains(help, "Available Commands:") || i == 0 {
+							t.Errorf("there is no command %q", word)
+						}
+						break
+					}
+				}
+				for _, flag := range flags {
+					if !regexp.MustCompile("(?m)(^|[ ,])" + flag + "([ ,=]|$)").MatchString(help) {
+						t.Errorf("there is no flag %s", flag)
+					}
+				}
+			})
+		}
+	}
+	if len(seen) < 20 {
+		t.Errorf("%d commands found", len(seen))
+	}
+}
+
+// The worked example of the wire format is a checked vector.
+func TestWireExample(t *testing.T) {
+	var file struct {
+		Packets []struct{ Name, Untagged, Tagged string }
+	}
+	if err := json.Unmarshal([]byte(read(t, "../tag/testdata/tag-v1.json")), &file); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, block := range blocks(read(t, "wire.md"), "hex") {
+		var digits strings.Builder
+		for line := range strings.Lines(block) {
+			line, _, _ = strings.Cut(line, "#")
+			digits.WriteString(strings.ReplaceAll(strings.TrimSpace(line), " ", ""))
+		}
+		got = append(got, digits.String())
+	}
+	for _, p := range file.Packets {
+		if p.Name == "ipv4-tcp-siphash" {
+			if want := []string{p.Untagged, p.Tagged}; !slices.Equal(got, want) {
+				t.Errorf("got %q, want %q", got, want)
+			}
+			return
+		}
+	}
+	t.Error("the vectors have no such packet")
 }
 
 // No page names a place of the machine that it was written on.
