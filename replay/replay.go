@@ -20,7 +20,6 @@ import (
 	"countersign/controller/config"
 	"countersign/controller/decide"
 	"countersign/directory"
-	"countersign/directory/static"
 	"countersign/fallback"
 	"countersign/fallback/engine"
 	"countersign/fallback/pktio"
@@ -121,8 +120,7 @@ func pickDevice(cfg *config.Config, name string) (config.Device, error) {
 	return config.Device{}, fmt.Errorf("the configuration has no device %q; there are %q", name, names)
 }
 
-// snapshot is what stands in the directory's place. The carrier is the
-// alliance's where static names one, else the configuration's own.
+// snapshot is what stands in the directory's place.
 func snapshot(cfg *config.Config) (*directory.Snapshot, error) {
 	if cfg.Static == nil {
 		return nil, cfg.At("static", errors.New("is missing: a replay has no directory to ask, put members and keys here in its place"))
@@ -130,13 +128,6 @@ func snapshot(cfg *config.Config) (*directory.Snapshot, error) {
 	snap, err := cfg.Static.Snapshot(cfg.Member)
 	if err != nil {
 		return nil, cfg.At("static", err)
-	}
-	own := directory.Carrier{UDP: cfg.Carrier.Kind == "udp", Protocol: cfg.Carrier.Protocol, Port: cfg.Carrier.Port}
-	switch {
-	case cfg.Static.Carrier == static.Carrier{}:
-		snap.Carrier = own
-	case own != directory.DefaultCarrier() && own.String() != snap.Carrier.String():
-		return nil, cfg.At("carrier", fmt.Errorf("%v, but static.carrier is %v", own, snap.Carrier))
 	}
 	return snap, nil
 }

@@ -377,7 +377,6 @@ func TestRefused(t *testing.T) {
 		{"cooked", replay.Options{Inputs: []replay.Input{{Port: "1", File: write(t, "sll.pcap", pcap(t, layers.LinkTypeLinuxSLL, nil))}}}, "link type 113 (Linux SLL)"},
 		{"an input that is an output", replay.Options{OutDir: dir, Inputs: []replay.Input{{Port: "2", File: filepath.Join(dir, "port-2.pcap")}}}, "is an input too"},
 		{"a directory in the keys' place", replay.Options{Config: directory, Inputs: []replay.Input{{Port: "1", File: good}}}, "static: is missing"},
-		{"two carriers", replay.Options{Config: edited(t, "static:\n", "carrier: {kind: udp, port: 4000}\nstatic:\n  carrier: {kind: udp, port: 5000}\n"), Inputs: []replay.Input{{Port: "1", File: good}}}, "carrier: udp port 4000, but static.carrier is udp port 5000"},
 		{"no place for the outputs", replay.Options{OutDir: good, Inputs: []replay.Input{{Port: "1", File: good}}}, "output directory: "},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -38,6 +39,30 @@ func TestParse(t *testing.T) {
 	}
 	if l, h := c.Policy[1].DstPort.Bounds(); l != 1000 || h != 2000 {
 		t.Errorf("dst_port is %d-%d", l, h)
+	}
+}
+
+func TestStaticCarrier(t *testing.T) {
+	base := strings.Replace(good, `directory: {address: "127.0.0.1:7000", state: /var/lib/countersign/c1}`, "", 1)
+	for _, tc := range []struct{ add, want string }{
+		{"static: {carrier: {kind: udp, port: 4000}, members: [{name: c1, unid: 1}]}", "udp 4000"},
+		{"carrier: {kind: udp, port: 4000}\nstatic: {members: [{name: c1, unid: 1}]}", "udp 4000"},
+		{"carrier: {kind: udp, port: 4000}\nstatic: {carrier: {port: 5000}, members: [{name: c1, unid: 1}]}", "error"},
+	} {
+		c, err := Parse("c1.yaml", []byte(base+tc.add))
+		got := "error"
+		if err == nil {
+			snap, serr := c.Static.Snapshot("c1")
+			if serr != nil || snap.Carrier.UDP != (c.Carrier.Kind == "udp") || snap.Carrier.Port != c.Carrier.Port {
+				t.Errorf("%s: static has another carrier: %v", tc.add, serr)
+			}
+			got = fmt.Sprint(c.Carrier.Kind, " ", c.Carrier.Port)
+		} else if !strings.Contains(err.Error(), "static.carrier") {
+			t.Errorf("%s: %v", tc.add, err)
+		}
+		if got != tc.want {
+			t.Errorf("%s: got %s, want %s", tc.add, got, tc.want)
+		}
 	}
 }
 

@@ -139,6 +139,12 @@ func (c *Config) At(path string, err error) error {
 func (c *Config) setDefaults() {
 	def := func(d *Duration, v time.Duration) { *d = cmp.Or(*d, Duration(v)) }
 	c.Sign = cmp.Or(c.Sign, tag.Siphash.String())
+	if c.Static != nil {
+		// Either place names the carrier; Validate refuses a contradiction.
+		s := &c.Static.Carrier
+		c.Carrier.Kind, c.Carrier.Protocol, c.Carrier.Port = cmp.Or(c.Carrier.Kind, s.Kind), cmp.Or(c.Carrier.Protocol, s.Protocol), cmp.Or(c.Carrier.Port, s.Port)
+		s.Kind, s.Protocol, s.Port = cmp.Or(s.Kind, c.Carrier.Kind), cmp.Or(s.Protocol, c.Carrier.Protocol), cmp.Or(s.Port, c.Carrier.Port)
+	}
 	c.Carrier.Kind = cmp.Or(c.Carrier.Kind, "ip")
 	c.Carrier.Protocol = cmp.Or(c.Carrier.Protocol, 253)
 	c.Carrier.Port = cmp.Or(c.Carrier.Port, 25300)
@@ -419,6 +425,10 @@ func (c *Config) validateRest() error {
 		return c.At("directory", errors.New("is missing: keys come from a directory, or from static in its place"))
 	case c.Directory != nil && c.Static != nil:
 		return c.At("static", errors.New("stands in the directory's place; only one of the two can be there"))
+	case c.Static != nil && (c.Static.Carrier.Kind != "" && c.Static.Carrier.Kind != c.Carrier.Kind ||
+		c.Static.Carrier.Protocol != 0 && c.Static.Carrier.Protocol != c.Carrier.Protocol ||
+		c.Static.Carrier.Port != 0 && c.Static.Carrier.Port != c.Carrier.Port):
+		return c.At("static.carrier", fmt.Errorf("differs from carrier, which says %s, protocol %d, port %d", c.Carrier.Kind, c.Carrier.Protocol, c.Carrier.Port))
 	case c.Static != nil:
 		if _, err := c.Static.Snapshot(c.Member); err != nil {
 			return c.At("static", err)
