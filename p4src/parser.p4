@@ -389,8 +389,18 @@ parser CountersignParser(packet_in packet, out headers_t hdr,
             (135, 6): parse_extension;
             (139, 6): parse_extension;
             (140, 6): parse_extension;
+            (PROTO_HOP_BY_HOP, 4): no_tag_before;
+            (PROTO_ROUTING, 4): no_tag_before;
+            (PROTO_FRAGMENT, 4): no_tag_before;
+            (60, 4): no_tag_before;
             default: accept;
         }
+    }
+
+    // As a tag's next header it would mean something else.
+    state no_tag_before {
+        meta.unreadable = 1;
+        transition accept;
     }
 
     state parse_fragment {

@@ -35,7 +35,7 @@ control Port(inout headers_t hdr, inout metadata_t meta) {
         meta.carrier = 0;
         meta.icmp_error = 0;
         meta.neighbour = 0;
-        meta.unreadable = 0;
+        meta.unreadable = (bit<1>)(protocol == PROTO_TAG);   // no tag can stand before it
         meta.source_route = meta.source_route & (bit<1>)(meta.family == 4);
         meta.tcp_flags = 0;
         meta.kind = 0;
