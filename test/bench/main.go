@@ -73,7 +73,7 @@ func run(ctx context.Context, errPrivileges error) error {
 
 	e := env{quick: *quick, errPrivileges: errPrivileges}
 	r := figure.Report{
-		Machine: figure.ThisMachine(), Date: time.Now(), Commit: commit(ctx), Quick: *quick, LoadBefore: figure.Load(),
+		Machine: figure.ThisMachine(), Date: time.Now(), Commit: commit(ctx), Quick: *quick,
 	}
 	for _, c := range cases {
 		switch {
@@ -89,7 +89,7 @@ func run(ctx context.Context, errPrivileges error) error {
 	if *list {
 		return nil
 	}
-	r.Elapsed, r.LoadAfter = time.Since(r.Date), figure.Load()
+	r.Elapsed = time.Since(r.Date)
 	switch {
 	case *asJSON:
 		err = r.WriteJSON(os.Stdout)
@@ -106,8 +106,11 @@ func run(ctx context.Context, errPrivileges error) error {
 
 // measure runs one case; where it fails that is its last figure.
 func measure(ctx context.Context, e env, c benchCase) []figure.Figure {
+	before := figure.Now()
 	figures, err := c.run(ctx, e)
+	others := figure.Now().OthersSince(before)
 	for i := range figures {
+		figures[i].Others = others
 		figures[i].Judge()
 	}
 	if err == nil {

@@ -100,7 +100,10 @@ type Figure struct {
 	Beside      *Quantity `json:"beside,omitempty"`
 	Ratio       float64   `json:"ratio,omitempty"`
 	RatioTarget *Limit    `json:"ratio_target,omitempty"`
-	Outcome     Outcome   `json:"outcome"`
+	// Others is the share of the machine's processor time that other programs
+	// took meanwhile, from 0 to 1.
+	Others  float64 `json:"others"`
+	Outcome Outcome `json:"outcome"`
 	// Why explains Skipped and Failed.
 	Why string `json:"why,omitempty"`
 }
@@ -128,11 +131,7 @@ type Report struct {
 	Commit  string        `json:"commit"`
 	Quick   bool          `json:"quick"`
 	Elapsed time.Duration `json:"elapsed_ns"`
-	// LoadBefore and LoadAfter are load averages of one minute: what else the
-	// machine did, and this run with it.
-	LoadBefore float64  `json:"load_before"`
-	LoadAfter  float64  `json:"load_after"`
-	Figures    []Figure `json:"figures"`
+	Figures []Figure      `json:"figures"`
 }
 
 // Count returns how many figures have that outcome.
@@ -155,7 +154,6 @@ func (r *Report) Heading() []string {
 	return []string{
 		fmt.Sprintf("%s, %d cores, Linux %s, %s", m.CPU, m.Cores, m.Kernel, m.Go),
 		fmt.Sprintf("%s, commit %s, %s run of %v", r.Date.UTC().Format("2006-01-02 15:04 UTC"), r.Commit, kind, r.Elapsed.Round(time.Second)),
-		fmt.Sprintf("load average %.1f before, %.1f after", r.LoadBefore, r.LoadAfter),
 	}
 }
 
@@ -174,8 +172,11 @@ func (r *Report) table(colour bool) table.Writer {
 	t := table.NewWriter()
 	t.SetStyle(table.StyleLight)
 	t.Style().Format.Header = text.FormatDefault
-	t.AppendHeader(table.Row{"Figure", "Measured", "Target", "Beside it", "Ratio", "Result"})
-	t.SetColumnConfigs([]table.ColumnConfig{{Number: 5, Align: text.AlignRight, AlignHeader: text.AlignRight}})
+	t.AppendHeader(table.Row{"Figure", "Measured", "Target", "Beside it", "Ratio", "Other load", "Result"})
+	t.SetColumnConfigs([]table.ColumnConfig{
+		{Number: 5, Align: text.AlignRight, AlignHeader: text.AlignRight},
+		{Number: 6, Align: text.AlignRight, AlignHeader: text.AlignRight},
+	})
 	group := ""
 	for i := range r.Figures {
 		f := &r.Figures[i]
@@ -192,7 +193,7 @@ func (r *Report) table(colour bool) table.Writer {
 
 func (f *Figure) row(colour bool) table.Row {
 	if f.Outcome == Skipped || f.Outcome == Failed {
-		return table.Row{f.Name, f.Why, "", "", "", f.Outcome.text(colour)}
+		return table.Row{f.Name, f.Why, "", "", "", "", f.Outcome.text(colour)}
 	}
 	measured := []string{f.Value.String()}
 	for _, q := range f.More {
@@ -205,7 +206,8 @@ func (f *Figure) row(colour bool) table.Row {
 	if f.RatioTarget != nil {
 		targets = append(targets, "ratio "+f.RatioTarget.String())
 	}
-	row := table.Row{f.Name, strings.Join(measured, ", "), strings.Join(targets, ", "), "", "", f.Outcome.text(colour)}
+	row := table.Row{f.Name, strings.Join(measured, ", "), strings.Join(targets, ", "), "", "",
+		fmt.Sprintf("%.0f %%", 100*f.Others), f.Outcome.text(colour)}
 	if f.Beside != nil {
 		row[3] = f.Beside.String()
 	}

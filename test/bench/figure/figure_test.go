@@ -53,7 +53,7 @@ func TestReport(t *testing.T) {
 		Figures: []Figure{
 			{Name: "a: one", Value: Quantity{Value: 10, Unit: "ns/packet"}, Target: AtMost(20)},
 			{Name: "b: two", Value: Quantity{Value: 50, Unit: "packets/s"}, More: []Quantity{{"p50", 1.5, "ms"}},
-				Beside: &Quantity{"kernel", 200, "packets/s"}, RatioTarget: AtLeast(0.3)},
+				Beside: &Quantity{"kernel", 200, "packets/s"}, RatioTarget: AtLeast(0.3), Others: 0.42},
 			{Name: "c: three", Outcome: Skipped, Why: "no switch"},
 		},
 	}
@@ -70,7 +70,7 @@ func TestReport(t *testing.T) {
 		}
 		for _, want := range []string{
 			"Some CPU, 2 cores, Linux 6.1, go1.26", "1970-01-01 00:00 UTC", "0123456", "10 ns/packet", "≤ 20",
-			"50 packets/s, p50 1.5 ms", "kernel 200 packets/s", "0.25", "not reached", "no switch", "1 pass, 1 not reached, 1 skipped",
+			"50 packets/s, p50 1.5 ms", "kernel 200 packets/s", "0.25", "42 %", "not reached", "no switch", "1 pass, 1 not reached, 1 skipped",
 		} {
 			if !strings.Contains(b.String(), want) {
 				t.Errorf("%s lacks %q:\n%s", name, want, b.String())
@@ -84,6 +84,27 @@ func TestReport(t *testing.T) {
 	var back Report
 	if err := json.Unmarshal(b.Bytes(), &back); err != nil || len(back.Figures) != 3 || back.Figures[1].Ratio != 0.25 || back.Figures[1].Outcome != NotReached {
 		t.Errorf("%+v, %v", back, err)
+	}
+}
+
+func TestOthersSince(t *testing.T) {
+	start := CPU{10 * time.Second, 20 * time.Second, 2 * time.Second}
+	for _, c := range []struct {
+		name string
+		now  CPU
+		want float64
+	}{
+		{"alone", CPU{14 * time.Second, 30 * time.Second, 6 * time.Second}, 0},
+		{"others took half", CPU{16 * time.Second, 30 * time.Second, 3 * time.Second}, 0.5},
+		{"more than there is", CPU{10 * time.Second, 30 * time.Second, 4 * time.Second}, 0},
+		{"no time", start, 0},
+	} {
+		if got := c.now.OthersSince(start); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+	if now := Now(); now.busy <= 0 || now.total < now.busy || now.own <= 0 {
+		t.Errorf("now %+v", now)
 	}
 }
 
