@@ -253,7 +253,7 @@ func (s *Session) readStatic(ctx context.Context, desired *entitySet) (map[strin
 	found := map[string]item{}
 	for _, wildcard := range s.schema.staticWildcards(desired) {
 		for e, err := range s.Read(ctx, wildcard) {
-			if c := status.Code(err); wildcard.GetTableEntry() == nil && (c == codes.Unimplemented || c == codes.NotFound) {
+			if err != nil && unread(wildcard, status.Code(err)) {
 				s.log.Debug("device_entities_unread", "entities", s.schema.describe(wildcard), "error", err)
 				break
 			}
@@ -271,6 +271,20 @@ func (s *Session) readStatic(ctx context.Context, desired *entitySet) (map[strin
 		}
 	}
 	return found, nil
+}
+
+// unread reports whether a target that answers the reading of a wildcard so does
+// not have that kind of entity. bmv2 refuses to read the members and groups of
+// an action profile whose table is programmed with one-shot sets ("One Shot
+// Action Selector Programming" forbids to mix the two).
+func unread(wildcard *p4v1.Entity, c codes.Code) bool {
+	switch c {
+	case codes.Unimplemented, codes.NotFound:
+		return wildcard.GetTableEntry() == nil
+	case codes.InvalidArgument:
+		return wildcard.GetActionProfileMember() != nil || wildcard.GetActionProfileGroup() != nil
+	}
+	return false
 }
 
 // reconcile brings the device from what it has, which is read if it is not
