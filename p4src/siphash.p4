@@ -39,13 +39,16 @@
     }
 
 control SipHash(inout metadata_t meta) {
-    action absorb_w0() {
+    // An action of its own, because p4c would put these into what follows. v2 is
+    // without a rotation here too.
+    action initialise() {
+        meta.sip.v0 = meta.sip.k0 ^ 0x736f6d6570736575;
         meta.sip.v1 = meta.sip.k1 ^ 0x646f72616e646f6d;
-        meta.sip.v3 = meta.sip.k1 ^ 0x7465646279746573 ^ meta.sip.w0;
-        SIP_ROUND_OF((meta.sip.k0 ^ 0x736f6d6570736575), (meta.sip.k0 ^ 0x6c7967656e657261))
-        SIP_ROUND()
+        meta.sip.v2 = ROTL(meta.sip.k0, 32) ^ 0x6e6572616c796765;
+        meta.sip.v3 = meta.sip.k1 ^ 0x7465646279746573;
     }
 
+    SIP_ABSORB(absorb_w0, 0, meta.sip.w0)
     SIP_ABSORB(absorb_w1, meta.sip.w0, meta.sip.w1)
     SIP_ABSORB(absorb_w2, meta.sip.w1, meta.sip.w2)
     SIP_ABSORB(absorb_w3, meta.sip.w2, meta.sip.w3)
@@ -66,6 +69,7 @@ control SipHash(inout metadata_t meta) {
 
     // Leaves the digest of k0, k1, w0, w1 and the packet's five-tuple in v0.
     apply {
+        initialise();
         absorb_w0();
         absorb_w1();
         absorb_w2();

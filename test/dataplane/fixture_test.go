@@ -34,6 +34,7 @@ func envOr(key, or string) string {
 }
 
 func TestMain(m *testing.M) {
+	Main()
 	flag.Parse()
 	errPrivileges = netlab.EnsurePrivileges()
 	code := m.Run()

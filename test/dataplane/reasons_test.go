@@ -109,6 +109,10 @@ func TestDrops(t *testing.T) {
 		{"spent routing header", edge1, v6(43, []byte{17, 0, 2, 0}, zeros), tables.ReasonUnreadableChain, nil},
 		{"destination options", edge1, v6(60, zeros), tables.ReasonUnreadableChain, nil},
 		{"second hop-by-hop", edge1, v6(0, zeros[:8], zeros[:8]), tables.ReasonUnreadableChain, nil},
+		{"IPv4 protocol 0", edge1, v4(0, zeros), tables.ReasonUnreadableChain, nil},
+		{"IPv4 protocol 43", edge1, v4(43, zeros), tables.ReasonUnreadableChain, nil},
+		{"IPv4 protocol 44", edge1, v4(44, zeros), tables.ReasonUnreadableChain, nil},
+		{"IPv4 protocol 60", edge1, v4(60, zeros), tables.ReasonUnreadableChain, nil},
 		{"authentication header", edge1, v6(51, zeros), tables.ReasonUnreadableChain, nil},
 
 		{"from 0/8", edge1, datagram("0.1.2.3", host2), tables.ReasonMartian, nil},
