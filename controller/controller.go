@@ -71,8 +71,9 @@ type controller struct {
 	pool     *pool.Pool[decide.Punt]
 	admin    *admin.Server // nil without
 
-	snap    atomic.Pointer[directory.Snapshot]
-	changed chan struct{} // static entries are to be compiled anew
+	snap      atomic.Pointer[directory.Snapshot]
+	compiling sync.Mutex
+	changed   chan struct{} // static entries are to be compiled anew
 
 	punts   *prometheus.CounterVec
 	planesC *planeCollector
@@ -418,8 +419,11 @@ func (c *controller) compileOnChange(ctx context.Context) {
 	}
 }
 
-// compile gives every device its static entries.
+// compile gives every device its static entries. One call at a time, so that
+// what was compiled from an older snapshot never replaces what a newer one says.
 func (c *controller) compile() error {
+	c.compiling.Lock()
+	defer c.compiling.Unlock()
 	snap := c.snap.Load()
 	for _, p := range c.devices {
 		entries, err := compile.Entries(c.cfg, p.cfg.Name, c.decider.Neighbours(), snap)
