@@ -176,7 +176,7 @@ func (n *network) attacks(ctx context.Context) []Row {
 		rows = append(rows, n.carryOut(ctx, &list[i], w, first)...)
 	}
 	// What was valid until now is stale when its key is retired.
-	stale := attack{name: "c6 stale tag", node: "c1", port: "trunk", at: "t"}
+	stale := attack{name: "c6 stale tag", node: attacker, port: "eth0", at: "t"}
 	for i := range each {
 		stale.add(first.replay(uint16(i)), "tag_revoked")
 	}
@@ -200,7 +200,7 @@ func (n *network) prepare(ctx context.Context, first, second *sample) ([]attack,
 		k, ok := keys[id]
 		return k.state, ok
 	}
-	trunk := func(name string) attack { return attack{name: name, node: "c1", port: "trunk", at: "t"} }
+	trunk := func(name string) attack { return attack{name: name, node: attacker, port: "eth0", at: "t"} }
 	forged, flipped, crossed := trunk("c1 forged tag"), trunk("c2 bit flipped"), trunk("c3 tag of another session")
 	untagged := trunk("c5 untagged on a trunk")
 	edge := attack{name: "c4 tag on an edge port", node: "client", port: "eth0", at: "c1"}
@@ -240,7 +240,7 @@ func (n *network) carryOut(ctx context.Context, a *attack, w *watch, valid *samp
 		return row(a.name, err)
 	}
 	defer raw.Close()
-	trunk, err := n.nodes["c1"].OpenRaw("trunk")
+	trunk, err := n.nodes[attacker].OpenRaw("eth0")
 	if err != nil {
 		return row(a.name, err)
 	}

@@ -16,6 +16,10 @@ import (
 // no tag covers it, and nothing else in the demonstration has it.
 const marker = 0xb8
 
+// attackerMAC is the source of injected frames, so that no bridge takes their
+// origin for c1's.
+var attackerMAC = [6]byte{0x06, 0, 0, 0, 0, 0x66}
+
 var errNotTagged = errors.New("not a tagged TCP packet over IPv4")
 
 // sample is a frame with a valid tag as it was on a trunk. It is not changed by
@@ -51,6 +55,7 @@ func (s *sample) tagOf(frame []byte) []byte {
 // nor answers it.
 func (s *sample) replay(number uint16) []byte {
 	f := bytes.Clone(s.frame)
+	copy(f[6:], attackerMAC[:])
 	f[s.view.L4+16] ^= 0x5a
 	ip := f[s.view.L3:]
 	put := func(at int, value uint16) {

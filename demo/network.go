@@ -195,6 +195,10 @@ func (n *network) dataPlane(ctx context.Context, name string) error {
 	return err
 }
 
+// patience bounds what is only waited for: five bmv2 take 30 s and more to load
+// the pipeline on a busy machine.
+const patience = 3 * time.Minute
+
 // control starts every member's controller, in place of those that run, and
 // waits until the data planes have what they shall have.
 func (n *network) control(ctx context.Context, tags bool) error {
@@ -232,7 +236,7 @@ func (n *network) control(ctx context.Context, tags bool) error {
 			return err
 		}
 	}
-	return n.until(ctx, 60*time.Second, func(ctx context.Context) error {
+	return n.until(ctx, patience, func(ctx context.Context) error {
 		for _, name := range names {
 			s, err := n.scrape(ctx, name)
 			if err != nil {
@@ -348,7 +352,7 @@ func (n *network) ally(ctx context.Context) error {
 	if err := n.control(ctx, true); err != nil {
 		return err
 	}
-	return n.until(ctx, 60*time.Second, n.standing)
+	return n.until(ctx, patience, n.standing)
 }
 
 // standing returns nil once every member signs with a key that all others have,

@@ -77,7 +77,7 @@ func (n *network) tagged(ctx context.Context) []Row {
 	cancel()
 	figures := []Figure{
 		{"downloaded", float64(report.Bytes), "B"},
-		{"", float64(report.Bytes) / report.Elapsed.Seconds(), "B/s"},
+		{"on average", float64(report.Bytes) / report.Elapsed.Seconds(), "B/s"},
 	}
 	again, err := n.retransmits("server")
 	if err != nil {
@@ -176,7 +176,7 @@ func (n *network) rotation(ctx context.Context) []Row {
 	}
 	figures := []Figure{
 		{"downloaded", float64(report.Bytes), "B"},
-		{"", report.Elapsed.Seconds(), "s"},
+		{"long", report.Elapsed.Seconds(), "s"},
 		{"keys switched", float64(seen.switches()), ""},
 		{"at least by each member", float64(least), ""},
 		{"switches late", float64(late), ""},
@@ -285,7 +285,7 @@ func (n *network) revoke(ctx context.Context, s *sample) (r revoked, err error) 
 		quiet = 500 * time.Millisecond // without one that came through
 		most  = 20 * time.Second
 	)
-	in, err := n.nodes["c1"].OpenRaw("trunk")
+	in, err := n.nodes[attacker].OpenRaw("eth0")
 	if err != nil {
 		return r, err
 	}

@@ -74,7 +74,7 @@ func (r *Result) WriteTable(w io.Writer, colour bool) error {
 	t.SetStyle(table.StyleLight)
 	t.Style().Format.Header = text.FormatDefault
 	t.AppendHeader(table.Row{"Step", "Suite", "Result", "Figures"})
-	t.SetColumnConfigs([]table.ColumnConfig{{Number: 1, AutoMerge: true, WidthMax: 26}, {Number: 4, WidthMax: 96, WidthMaxEnforcer: text.WrapSoft}})
+	t.SetColumnConfigs([]table.ColumnConfig{{Number: 1, AutoMerge: true, WidthMax: 30}, {Number: 4, WidthMax: 96, WidthMaxEnforcer: text.WrapSoft}})
 	rows := slices.Clone(r.Rows)
 	slices.SortStableFunc(rows, func(a, b Row) int { return strings.Compare(a.Step, b.Step) })
 	for i, row := range rows {
@@ -125,7 +125,7 @@ func (row *Row) figures() string {
 	return strings.Join(parts, "; ")
 }
 
-// String is the figure in words, such as "12.5 ms to the last accepted tag".
+// String is the figure in words, such as "12.5 ms to the first tag refused".
 func (f Figure) String() string {
 	switch f.Unit {
 	case "B", "B/s":

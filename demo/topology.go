@@ -76,7 +76,7 @@ func (n *network) build() (err error) {
 		return err
 	}
 	n.nodes = map[string]*netlab.Node{}
-	for _, name := range append([]string{"client", "server", clientNet, serverNet, "management"}, names...) {
+	for _, name := range append([]string{"client", "server", clientNet, serverNet, "management", wire, attacker}, names...) {
 		if n.nodes[name], err = n.lab.Node(name); err != nil {
 			return err
 		}
@@ -88,20 +88,32 @@ func (n *network) build() (err error) {
 		}
 		segment[b] = append(segment[b], ifB)
 	}
-	quiet := netlab.LinkOpts{NoIPv6: true}
+	quiet, trunk := netlab.LinkOpts{NoIPv6: true}, netlab.LinkOpts{MTU: trunkMTU, NoIPv6: true}
 	link("client", "eth0", clientNet, "client", netlab.LinkOpts{NoIPv6: true, AddrsA: []string{clientAddr + "/24"}})
 	link("server", "eth0", serverNet, "server", netlab.LinkOpts{NoIPv6: true, AddrsA: []string{serverAddr + "/24"}})
 	for _, m := range edges {
 		link(m.name, "lan", m.lan, m.name, quiet)
-		link(m.name, "trunk", "t", m.name, netlab.LinkOpts{MTU: trunkMTU, NoIPv6: true})
+		if m.name == "c1" {
+			link(m.name, "trunk", wire, m.name, trunk)
+			link("t", m.name, wire, "t", trunk)
+			link(attacker, "eth0", wire, attacker, trunk)
+			continue
+		}
+		link(m.name, "trunk", "t", m.name, trunk)
 	}
 	for _, name := range names {
 		link(name, "mgmt", "management", name, netlab.LinkOpts{NoIPv6: true, AddrsA: []string{management(name) + "/24"}})
 	}
-	for _, net := range []string{clientNet, serverNet, "management"} {
+	for _, net := range []string{clientNet, serverNet, "management", wire} {
+		if err == nil {
+			err = n.nodes[net].Sysctl("net/ipv6/conf/default/disable_ipv6", "1") // a bridge would speak for itself
+		}
 		if err == nil {
 			err = n.nodes[net].AddBridge("bridge", segment[net]...)
 		}
+	}
+	if err == nil {
+		err = n.teach()
 	}
 	if err != nil {
 		return err
@@ -114,6 +126,33 @@ func (n *network) build() (err error) {
 		return err
 	}
 	return n.nodes["server"].AddRoute("0.0.0.0/0", "10.2.0.2")
+}
+
+// The trunk between c1 and t is a segment that an attacker has got at: what it
+// injects must come from a port of its own, because bmv2 sees what others send
+// on its interfaces too.
+const (
+	wire     = "wire"
+	attacker = "attacker"
+)
+
+// teach has the wire's bridge know where t is, so that the attacker's packets
+// go to t only: t itself sends nothing this way.
+func (n *network) teach() error {
+	mac, err := n.nodes["t"].HardwareAddr("c1")
+	if err != nil {
+		return err
+	}
+	raw, err := n.nodes["t"].OpenRaw("c1")
+	if err != nil {
+		return err
+	}
+	defer raw.Close()
+	frame := make([]byte, 60)
+	copy(frame, attackerMAC[:])
+	copy(frame[6:], mac)
+	frame[12], frame[13] = 0x88, 0xb5 // IEEE 802, local experiments
+	return raw.Send(frame)
 }
 
 // interfaces are the ports of a member's data plane.
@@ -194,6 +233,6 @@ func (n *network) configuration(name string, tags bool) (*config.Config, error) 
 	return c, err
 }
 
-// Times of the directory: an old key is accepted for grace, so that what is
-// older is stale soon enough to be shown.
+// grace is how long the directory has an old key accepted: short, so that what
+// is older is stale soon enough to be shown.
 const grace = 2 * time.Second
