@@ -620,3 +620,23 @@ directory: {address: "127.0.0.1:2", state: /x}
 		t.Fatal("still there")
 	}
 }
+
+// TestSigningAgainMakesTheSameTag: else every packet held in a burst would give
+// the next member another tag to verify.
+func TestSigningAgainMakesTheSameTag(t *testing.T) {
+	b := newBench(t, tag.Ed25519, "eager")
+	f := tcp(t, "10.2.0.5", "10.1.0.3", 4000, 443, "S")
+	own := func() tables.PutEd25519 {
+		return b.dp.entries[entry.Removal(entry.OwnTag, tupleOf(t, f)).Identity()].(tables.OwnTagV4Entry).Action.(tables.PutEd25519)
+	}
+	want(t, b.punt(tables.ReasonTagUnsigned, f, false), Returned, "")
+	first := own()
+	want(t, b.punt(tables.ReasonTagUnsigned, f, false), Returned, "")
+	if own() != first {
+		t.Error("the session's tag has changed within an epoch")
+	}
+	b.update(t, directory.Current, directory.Active, 2)
+	if second := own(); second.Epoch == first.Epoch || second.Nonce == first.Nonce {
+		t.Errorf("epoch %d, nonce %#x after the rotation", second.Epoch, second.Nonce)
+	}
+}
