@@ -176,7 +176,7 @@ func start(o Options) (*controller, error) {
 		c.client, err = client.Open(client.Config{
 			State: cfg.Directory.State, KeyFile: cfg.Directory.KeyFile, Address: cfg.Directory.Address,
 			RotateEvery: cfg.Directory.RotateEvery.Std(), CodeEvery: cfg.Directory.CodeEvery.Std(),
-			Log: c.log, Metrics: reg, OnEvent: c.event,
+			Log: c.log, Metrics: reg,
 		})
 		if err != nil {
 			return nil, cfg.At("directory.state", err)
@@ -587,22 +587,6 @@ func (c *controller) peers() []sibling.Peer {
 		}
 	}
 	return out
-}
-
-func (c *controller) event(e client.Event) {
-	attrs := []any{"member", e.Member}
-	if e.Key != (tag.KeyID{}) {
-		attrs = append(attrs, "key", e.Key.String())
-	}
-	if e.Err != nil {
-		attrs = append(attrs, "error", e.Err)
-	}
-	level := slog.LevelInfo
-	switch e.Kind {
-	case client.EventRefused, client.EventBadEnvelope, client.EventExpired, client.EventExcluded:
-		level = slog.LevelWarn
-	}
-	c.log.Log(context.Background(), level, "directory_"+string(e.Kind), attrs...)
 }
 
 // warnMTU says where a trunk is too small for the suite that leaves by it

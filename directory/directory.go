@@ -26,7 +26,7 @@ var (
 	ErrState = errors.New("not a valid state")
 )
 
-// KeyState is where a key stands in its life (DESIGN.md, WIRE.md Verifying).
+// KeyState is where a key stands in its life (docs/design.md, docs/wire.md Verifying).
 // The zero value is no state. It is a plain value.
 type KeyState uint8
 
@@ -42,7 +42,7 @@ const (
 
 var keyStates = [...]string{Next: "next", Current: "current", Grace: "grace", EchoOnly: "echo_only", Retired: "retired", Revoked: "revoked"}
 
-// String is the name of DESIGN.md: "next", "current", "grace", "echo_only",
+// String is the name of docs/design.md: "next", "current", "grace", "echo_only",
 // "retired" or "revoked".
 func (s KeyState) String() string {
 	if s < Next || s > Revoked {
@@ -92,7 +92,7 @@ func (s MemberState) String() string {
 // MarshalText gives the name of the state.
 func (s MemberState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// Carrier is what announces a tag, alliance-wide (WIRE.md, Carrier). The zero
+// Carrier is what announces a tag, alliance-wide (docs/wire.md, Carrier). The zero
 // value is not valid. It is a plain value.
 type Carrier struct {
 	UDP      bool   // carrier udp instead of ip

@@ -11,7 +11,7 @@ import (
 
 // Errors of the functions that put tags on and take them off.
 var (
-	// ErrUntaggable: WIRE.md lets no tag stand on this packet.
+	// ErrUntaggable: docs/wire.md lets no tag stand on this packet.
 	ErrUntaggable = errors.New("packet can carry no tag")
 	// ErrTagged: the packet has a tag already; tags do not stack.
 	ErrTagged = errors.New("packet is tagged already")

@@ -12,7 +12,7 @@ import (
 	"countersign/tag"
 )
 
-// Carrier is how a tag is announced, alliance-wide (WIRE.md, Carrier). The zero
+// Carrier is how a tag is announced, alliance-wide (docs/wire.md, Carrier). The zero
 // value is not usable; start from DefaultCarrier. It is comparable.
 type Carrier struct {
 	UDP      bool   // a UDP header to Port precedes the tag
@@ -80,7 +80,7 @@ const (
 	BadOptions            // IPv4 options that cannot be walked
 	Jumbogram             // RFC 2675
 	TagFragmented         // the carrier's packet was fragmented on the way
-	TagMalformed          // WIRE.md, Malformed
+	TagMalformed          // docs/wire.md, Malformed
 	TagMisplaced          // the carrier anywhere but in its place
 	L4Truncated           // the packet ends within its transport header
 )

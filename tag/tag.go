@@ -1,4 +1,4 @@
-// Package tag implements the session identification information of WIRE.md,
+// Package tag implements the session identification information of docs/wire.md,
 // version 1: its layout, the message M over the sorted five-tuple, and the
 // three suites that issue and verify it. It knows nothing of whole packets;
 // package packet finds, inserts and removes tags in them.
@@ -11,7 +11,7 @@ import (
 	"hash/crc32"
 )
 
-// Version is the only tag version (WIRE.md, Layout).
+// Version is the only tag version (docs/wire.md, Layout).
 const Version = 1
 
 // FlagEcho is the E flag: the tag was returned by a host that received it.
@@ -27,7 +27,7 @@ const MaxLen = HeaderLen + rsaLen
 // Suite is a way to make and verify a tag. The zero value is no suite.
 type Suite uint8
 
-// The suites of WIRE.md.
+// The suites of docs/wire.md.
 const (
 	Siphash Suite = 1 // SipHash-2-4 digest, no sealed nonce
 	Ed25519 Suite = 2 // SipHash-2-4 filter digest and an Ed25519 signature
@@ -217,7 +217,7 @@ func (h *Header) AppendTo(dst []byte) []byte {
 }
 
 // Sentinel errors. The text of those that drop a packet begins with the reason
-// name of WIRE.md.
+// name of docs/wire.md.
 var (
 	ErrMalformed       = errors.New("tag_malformed")
 	ErrMisplaced       = errors.New("tag_misplaced")
@@ -245,7 +245,7 @@ var (
 	errNextHeader = fmt.Errorf("%w: next header not allowed", ErrMalformed)
 )
 
-// Reason returns the reason name of WIRE.md that err stands for, "" where it
+// Reason returns the reason name of docs/wire.md that err stands for, "" where it
 // stands for none.
 func Reason(err error) string {
 	for _, e := range [...]error{

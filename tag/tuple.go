@@ -7,7 +7,7 @@ import (
 	"net/netip"
 )
 
-// Kinds of a five-tuple (WIRE.md, The message M).
+// Kinds of a five-tuple (docs/wire.md, The message M).
 const (
 	KindPorts     uint16 = 0 // transport ports, an echo identifier, or 0 and 0
 	KindICMPOther uint16 = 1 // ICMP and ICMPv6 other than echo
@@ -141,7 +141,7 @@ func (t *Tuple) words() int {
 	return len(t.A)
 }
 
-// FlowHash is h of WIRE.md, Carrier: the CRC-32 (IEEE 802.3) of the Tuple's
+// FlowHash is h of docs/wire.md, Carrier: the CRC-32 (IEEE 802.3) of the Tuple's
 // words in network byte order. It does not allocate.
 func (t *Tuple) FlowHash() uint32 {
 	// hash/crc32 calls through a function variable, which would move a buffer

@@ -11,7 +11,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// slowMessage writes M byte by byte as WIRE.md tells it: each word most
+// slowMessage writes M byte by byte as docs/wire.md tells it: each word most
 // significant byte first, then turned around. It shares nothing with the
 // package but the names.
 func slowMessage(h Header, nonce uint64, protocol uint8, kind uint16, src, dst netip.Addr, srcPort, dstPort uint16) []byte {

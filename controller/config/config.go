@@ -172,7 +172,7 @@ type Sessions struct {
 type Punts struct {
 	// Workers decide in parallel, default 256.
 	Workers int `yaml:"workers,omitempty"`
-	// Queue is how many punts wait for each worker, default 64.
+	// Queue is how many punts wait for each worker, default 256.
 	Queue int `yaml:"queue,omitempty"`
 	// Rates in packets a second by reason, for each role and zone; a reason
 	// that is not named keeps its default.

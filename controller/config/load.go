@@ -171,7 +171,7 @@ func (c *Config) setDefaults() {
 	}
 	c.Sessions.Max = cmp.Or(c.Sessions.Max, 4194304)
 	c.Punts.Workers = cmp.Or(c.Punts.Workers, 256)
-	c.Punts.Queue = cmp.Or(c.Punts.Queue, 64)
+	c.Punts.Queue = cmp.Or(c.Punts.Queue, 256)
 	c.Siblings.Mode = cmp.Or(c.Siblings.Mode, "eager")
 	def(&c.Siblings.Wait, 500*time.Millisecond)
 	c.Siblings.Held = cmp.Or(c.Siblings.Held, 4096)

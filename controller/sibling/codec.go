@@ -107,7 +107,7 @@ func check(a *session.Announcement) error {
 	return nil
 }
 
-// IP protocols whose ports are part of the five-tuple (WIRE.md, kind 0).
+// IP protocols whose ports are part of the five-tuple (docs/wire.md, kind 0).
 const (
 	protoICMP    = 1
 	protoTCP     = 6
@@ -118,7 +118,7 @@ const (
 	protoUDPLite = 136
 )
 
-// checkTuple returns ErrTuple where t is not in the form of WIRE.md, The
+// checkTuple returns ErrTuple where t is not in the form of docs/wire.md, The
 // message M, or no session can have it.
 func checkTuple(t tag.Tuple) error {
 	if f := t.Family(); f != 4 && f != 6 {

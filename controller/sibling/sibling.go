@@ -1,5 +1,5 @@
 // Package sibling lets the members of one site tell each other of sessions, so
-// that a reply may cross another firewall than the request (DESIGN.md,
+// that a reply may cross another firewall than the request (docs/design.md,
 // Asymmetric return). Each member dials each of its siblings and streams what
 // it has decided itself; what it hears goes to its controller and no further.
 package sibling

@@ -368,7 +368,12 @@ func (c *Client) emit(e Event) {
 	if e.Err != nil {
 		attrs = append(attrs, "error", e.Err)
 	}
-	c.cfg.Log.Info("directory_event", attrs...)
+	level := slog.LevelInfo
+	switch e.Kind {
+	case EventRefused, EventBadEnvelope, EventExpired, EventExcluded:
+		level = slog.LevelWarn
+	}
+	c.cfg.Log.Log(context.Background(), level, "directory_event", attrs...)
 	c.metrics.events.WithLabelValues(string(e.Kind)).Inc()
 	if c.cfg.OnEvent != nil {
 		c.cfg.OnEvent(e)

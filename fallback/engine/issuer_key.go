@@ -55,7 +55,7 @@ func (pl *pipeline) issuerKey(m *meta) {
 	}
 }
 
-// setIssuerKey refuses what WIRE.md, Verifying, forbids: a live entry of suite
+// setIssuerKey refuses what docs/wire.md, Verifying, forbids: a live entry of suite
 // 1 or 2 without a 128-bit key.
 func setIssuerKey(word *uint64, p *atomic.Pointer[issuerKey], a *p4rtserver.Action) error {
 	k := &issuerKey{action: a.ID}

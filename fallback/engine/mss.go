@@ -5,7 +5,7 @@ import (
 	"countersign/tag"
 )
 
-// minMTU is below every trunk's (WIRE.md), so that nothing wraps.
+// minMTU is below every trunk's (docs/wire.md), so that nothing wraps.
 const minMTU = 576
 
 // mss is the stage of that name: the MSS of SYN and SYN-ACK that leave by a

@@ -86,7 +86,7 @@ type tuple4 struct{ w2, addresses uint64 }
 
 func (m *meta) tuple4() *tuple4 { return &tuple4{m.view.Tuple.W2, m.view.Tuple.A[0]} }
 
-// flow is h of WIRE.md, computed once, where it is needed.
+// flow is h of docs/wire.md, computed once, where it is needed.
 func (m *meta) flow() uint32 {
 	if !m.hashed {
 		m.flowHash, m.hashed = m.view.Tuple.FlowHash(), true

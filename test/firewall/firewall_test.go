@@ -21,11 +21,11 @@ import (
 	"countersign/test/netlab"
 )
 
+// forbidden is why no namespaces can be made here.
+var forbidden error
+
 func TestMain(m *testing.M) {
-	if err := netlab.EnsurePrivileges(); err != nil {
-		fmt.Println("skipped: no privileges:", err)
-		os.Exit(0)
-	}
+	forbidden = netlab.EnsurePrivileges()
 	os.Exit(m.Run())
 }
 
@@ -45,6 +45,9 @@ static:
 `
 
 func TestSessionThroughOneMember(t *testing.T) {
+	if forbidden != nil {
+		t.Skip(forbidden)
+	}
 	lab, err := netlab.New()
 	if err != nil {
 		t.Fatal(err)

@@ -127,7 +127,7 @@ func (x *Ack) GetSequence() uint64 {
 // Announcement is one session. Its origin is the caller.
 type Announcement struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The sorted five-tuple (WIRE.md, The message M): addresses of 4 or of 16
+	// The sorted five-tuple (docs/wire.md, The message M): addresses of 4 or of 16
 	// bytes, the lower one first.
 	Low      []byte `protobuf:"bytes,1,opt,name=low,proto3" json:"low,omitempty"`
 	High     []byte `protobuf:"bytes,2,opt,name=high,proto3" json:"high,omitempty"`
