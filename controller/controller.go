@@ -414,9 +414,26 @@ func (c *controller) compileOnChange(ctx context.Context) {
 		case <-c.changed:
 			if err := c.compile(); err != nil {
 				c.log.Error("entries_not_compiled", "error", err)
+				continue
+			}
+			c.resume(ctx)
+		}
+	}
+}
+
+// resume lets packets go on that waited for a neighbour, once the routes to it
+// stand where they can.
+func (c *controller) resume(ctx context.Context) {
+	wait, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	for _, p := range c.devices {
+		if p.State().Phase == device.Synced {
+			if err := p.Synced(wait, p.wanted.Load()); err != nil {
+				c.log.Debug("routes_not_there", "device", p.cfg.Name, "error", err)
 			}
 		}
 	}
+	c.decider.Resolved(ctx, nil)
 }
 
 // compile gives every device its static entries. One call at a time, so that

@@ -217,6 +217,7 @@ func (r *run) all(ctx context.Context) error {
 			if err := r.compile(ctx); err != nil {
 				return r.finish(err)
 			}
+			r.decider.Resolved(ctx, r.resolved)
 		}
 		if err := errors.Join(r.failed, r.out.flush()); err != nil {
 			return r.finish(err)
@@ -224,6 +225,17 @@ func (r *run) all(ctx context.Context) error {
 		s.next()
 	}
 	return r.finish(nil)
+}
+
+// resolved settles a packet that waited for its neighbour and was dropped; one
+// that was handed back is settled there.
+func (r *run) resolved(p decide.Punt, out decide.Outcome) {
+	if out.Verdict != decide.Dropped {
+		return
+	}
+	if held := r.waiting[keyOf(p.Meta.IngressPort, p.Frame)]; len(held) > 0 {
+		r.settle(held[0], "drop", out.Reason)
+	}
 }
 
 // finish gives up what still waits.
@@ -336,6 +348,8 @@ func (r *run) hold(e *entry, in *punt) {
 		e.expiry = "no_announcement"
 	case tables.ReasonFragment:
 		e.expiry = "reassembly_timeout"
+	case tables.ReasonToMe:
+		e.expiry = "neighbour_unknown"
 	}
 	var v packet.View
 	if packet.Parse(in.frame, r.decider.Carrier(), &v) == packet.None {

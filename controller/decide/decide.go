@@ -326,7 +326,11 @@ func (d *Decider) Expire() int {
 	if m > 0 {
 		d.decisions.WithLabelValues(tables.ReasonFragment.String(), string(Dropped), "reassembly_timeout").Add(float64(m))
 	}
-	return n + m
+	k := d.near.forget(now)
+	if k > 0 {
+		d.decisions.WithLabelValues(tables.ReasonToMe.String(), string(Dropped), "neighbour_unknown").Add(float64(k))
+	}
+	return n + m + k
 }
 
 // Sweep removes sessions that have reached their end, and announces the

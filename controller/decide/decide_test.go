@@ -516,7 +516,9 @@ func TestHostPackets(t *testing.T) {
 	}
 	// A packet to a neighbour that is not known: it is asked for, once a second.
 	to := tcp(t, "10.1.0.3", "10.2.0.77", 4000, 80, "S")
-	want(t, b.punt(tables.ReasonToMe, to, true), Dropped, "neighbour_unknown")
+	for range 4 {
+		want(t, b.punt(tables.ReasonToMe, to, true), Waiting, "")
+	}
 	want(t, b.punt(tables.ReasonToMe, to, true), Dropped, "neighbour_unknown")
 	if len(b.dp.outs) != 2 {
 		t.Fatalf("%d packet-outs, want one request more", len(b.dp.outs))
@@ -529,6 +531,32 @@ func TestHostPackets(t *testing.T) {
 	want(t, b.punt(tables.ReasonToMe, reply, false), Consumed, "")
 	if mac := b.Neighbours()[netip.MustParseAddr("10.2.0.77")]; mac != 0x02000000004d {
 		t.Fatalf("learned %x", mac)
+	}
+	// What waited is judged: no rule admits from outside.
+	b.Resolved(context.Background(), nil)
+	if b.dp.returned() != 0 || b.Expire() != 0 {
+		t.Error("a packet that no rule admits went on, or still waits")
+	}
+}
+
+func TestPacketsWaitForTheirNeighbour(t *testing.T) {
+	b := newBench(t, tag.Siphash, "eager")
+	tagged := b.tagged(t, tcp(t, "10.1.0.3", "10.2.0.78", 4000, 80, "S"), tag.Siphash)
+	want(t, b.punt(tables.ReasonToMe, tagged, true), Waiting, "")
+	b.Resolved(context.Background(), nil)
+	if b.dp.returned() != 0 {
+		t.Fatal("went on before the neighbour was known")
+	}
+	b.near.learn(netip.MustParseAddr("10.2.0.78"), 0x4e)
+	b.Resolved(context.Background(), nil)
+	tu := tupleOf(t, tagged)
+	if b.dp.returned() != 1 || !b.dp.has(entry.Removal(entry.Delivered, tu)) || !b.dp.has(entry.Removal(entry.Session, tu)) {
+		t.Fatalf("%d handed back, entries %v", b.dp.returned(), b.dp.entries)
+	}
+	want(t, b.punt(tables.ReasonToMe, tcp(t, "10.1.0.3", "10.2.0.79", 4000, 80, "S"), true), Waiting, "")
+	b.now = b.now.Add(4 * time.Second)
+	if n := b.Expire(); n != 1 {
+		t.Errorf("%d expired, want the one whose neighbour is silent", n)
 	}
 }
 

@@ -126,7 +126,7 @@ func (d *Decider) fragment(ctx context.Context, p Punt, v *packet.View) Outcome 
 		if !routed {
 			return drop("no_route")
 		}
-		if !d.admits(p.Meta.Zone, d.zones[out.Zone], v, whole) {
+		if d.judge(p.Meta.Zone, d.zones[out.Zone], v, whole) != "admit" {
 			return drop(tables.ReasonPolicyDefault.String())
 		}
 		s = session.Session{
@@ -178,19 +178,25 @@ func (d *Decider) datagramPasses(ctx context.Context, p Punt, v *packet.View, lo
 	return out
 }
 
-// admits evaluates the rules on a first fragment as the data plane would on
-// the whole packet.
-func (d *Decider) admits(in, out uint16, v *packet.View, whole tag.Tuple) bool {
+// judge evaluates the rules on the CPU as the data plane does, for a packet of
+// the five-tuple given; it returns the action, or nothing where no rule
+// matches.
+func (d *Decider) judge(in, out uint16, v *packet.View, of tag.Tuple) string {
 	src, dst := v.Ends()
-	sport, dport := whole.LowPort(), whole.HighPort()
+	sport, dport := of.LowPort(), of.HighPort()
 	if !v.SrcIsLow {
 		sport, dport = dport, sport
 	}
+	const opening, mask = 0x02, 0x17 // SYN, and neither ACK, RST nor FIN
 	for i := range d.cfg.Policy {
 		r := &d.cfg.Policy[i]
-		if r.Matches(d.zones, in, out, src, dst, whole.Protocol(), sport, dport) {
-			return r.Action == "admit" && whole.Protocol() != 6
+		if !r.Matches(d.zones, in, out, src, dst, of.Protocol(), sport, dport) {
+			continue
 		}
+		if r.Action == "admit" && !r.Midstream && of.Protocol() == 6 && v.TCPFlags&mask != opening {
+			continue
+		}
+		return r.Action
 	}
-	return false
+	return ""
 }

@@ -1,6 +1,7 @@
 package decide
 
 import (
+	"bytes"
 	"context"
 	"net/netip"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"countersign/controller/session"
 	"countersign/packet"
 	"countersign/tables"
+	"countersign/tag"
 )
 
 // resolveEvery is how often one address is asked for (RFC 4861,
@@ -20,6 +22,7 @@ import (
 const (
 	resolveEvery = time.Second
 	resolveMax   = 4096
+	resolveWait  = 3 * time.Second // how long packets wait for an answer
 )
 
 // Neighbourhood is the link-layer addresses that are known: fixed ones and
@@ -29,10 +32,13 @@ type Neighbourhood struct {
 	fixed compile.Neighbours
 	known compile.Neighbours
 	asked map[netip.Addr]time.Time
+	// Packets that wait, by the neighbour that they need.
+	parked    map[netip.Addr][]Punt
+	parkedAll int
 }
 
 func newNeighbourhood(cfg *config.Config) *Neighbourhood {
-	return &Neighbourhood{fixed: compile.Static(cfg), known: compile.Static(cfg), asked: map[netip.Addr]time.Time{}}
+	return &Neighbourhood{fixed: compile.Static(cfg), known: compile.Static(cfg), asked: map[netip.Addr]time.Time{}, parked: map[netip.Addr][]Punt{}}
 }
 
 // Known returns a copy.
@@ -101,7 +107,10 @@ func (d *Decider) toMe(ctx context.Context, p Punt, v *packet.View) Outcome {
 	}
 	_, dst := v.Ends()
 	if !d.mine(nil, dst) {
-		d.resolve(ctx, p.Device, dst)
+		hop, ok := d.resolve(ctx, p.Device, dst)
+		if ok && d.near.park(hop, p) {
+			return Outcome{Waiting, ""}
+		}
 		return drop("neighbour_unknown")
 	}
 	if v.Tagged {
@@ -128,11 +137,12 @@ func (d *Decider) Resolve(ctx context.Context, dev string) {
 	}
 }
 
-// resolve asks for the neighbour that dst is, or is reached by.
-func (d *Decider) resolve(ctx context.Context, dev string, dst netip.Addr) {
+// resolve asks for the neighbour that dst is, or is reached by, and returns
+// the one that a packet to it can wait for.
+func (d *Decider) resolve(ctx context.Context, dev string, dst netip.Addr) (netip.Addr, bool) {
 	if d.cfg.PortTowards(dst, dev) != nil {
 		d.solicit(ctx, dev, dst)
-		return
+		return dst, true
 	}
 	best := -1
 	var vias []netip.Addr
@@ -144,6 +154,10 @@ func (d *Decider) resolve(ctx context.Context, dev string, dst netip.Addr) {
 	for _, via := range vias {
 		d.solicit(ctx, dev, via)
 	}
+	if len(vias) == 0 {
+		return netip.Addr{}, false
+	}
+	return vias[0], true
 }
 
 func (d *Decider) solicit(ctx context.Context, dev string, a netip.Addr) {
@@ -334,4 +348,121 @@ func (d *Decider) leavesBy(p Punt, v *packet.View) (*config.Port, bool) {
 		}
 	}
 	return d.egressOf(p.Device, v)
+}
+
+// maxUnresolved bounds the packets that wait for one neighbour (RFC 1122,
+// 2.3.2.2, asks for at least one), and for all of them.
+const (
+	maxUnresolved    = 4
+	maxUnresolvedAll = 1024
+)
+
+// park keeps a packet until the neighbour that it needs is known; it reports
+// false where there is no room.
+func (n *Neighbourhood) park(a netip.Addr, p Punt) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.parked[a]) >= maxUnresolved || n.parkedAll >= maxUnresolvedAll {
+		return false
+	}
+	p.Frame = bytes.Clone(p.Frame)
+	n.parked[a] = append(n.parked[a], p)
+	n.parkedAll++
+	return true
+}
+
+// resolved takes the packets whose neighbour is known.
+func (n *Neighbourhood) resolved() (ready []Punt) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for a, ps := range n.parked {
+		if _, ok := n.known[a]; ok {
+			ready = append(ready, ps...)
+			n.parkedAll -= len(ps)
+			delete(n.parked, a)
+		}
+	}
+	return ready
+}
+
+// forget drops packets whose neighbour did not answer in time.
+func (n *Neighbourhood) forget(now time.Time) (dropped int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for a, ps := range n.parked {
+		if now.Sub(n.asked[a]) > resolveWait {
+			dropped += len(ps)
+			n.parkedAll -= len(ps)
+			delete(n.parked, a)
+		}
+	}
+	return dropped
+}
+
+// Resolved decides on the packets that waited for neighbours which are known
+// now; it is called once the routes to them stand in the data planes. each, if
+// not nil, is told of every decision.
+func (d *Decider) Resolved(ctx context.Context, each func(Punt, Outcome)) {
+	for _, p := range d.near.resolved() {
+		out := d.resume(ctx, p)
+		if each != nil {
+			each(p, out)
+		}
+		d.decisions.WithLabelValues(p.Meta.Reason.String(), string(out.Verdict), out.Reason).Inc()
+	}
+}
+
+// resume does for a packet what the data plane would have asked for had its
+// route stood: a packet that is handed back is not punted again.
+func (d *Decider) resume(ctx context.Context, p Punt) Outcome {
+	var v packet.View
+	if a := packet.Parse(p.Frame, d.Carrier(), &v); a != packet.None {
+		return drop(a.String())
+	}
+	port, ok := d.egressOf(p.Device, &v)
+	if !ok {
+		return drop(tables.ReasonNoRoute.String())
+	}
+	p.Meta.EgressPort, p.Meta.EgressZone = port.Port, d.zones[port.Zone]
+	switch {
+	case v.Tagged && v.Tag.Suite != tag.Siphash:
+		return d.tagUnverified(ctx, p, &v)
+	case v.Tagged:
+		// The data plane verified it before it looked for the route.
+		if port.Role == "edge" {
+			if out := d.firstSeen(ctx, p, &v); out.Verdict == Dropped {
+				return out
+			}
+		} else if e, err := d.signature(v.Tuple); err != nil {
+			return d.failed(v.Tuple, err)
+		} else if e != nil {
+			if err := d.upsert(ctx, p.Device, e); err != nil {
+				return drop(reasonOf(err))
+			}
+		}
+		return d.giveBack(ctx, p)
+	case v.Fragment:
+		return d.fragment(ctx, p, &v)
+	case v.Has(packet.ICMPError):
+		return d.icmpError(ctx, p, &v)
+	}
+	if s, ok := d.book.Get(v.Tuple); ok {
+		want := s.LowZone
+		if !v.SrcIsLow {
+			want = s.HighZone
+		}
+		if want != p.Meta.Zone && want != 0xffff {
+			return drop(tables.ReasonWrongZone.String())
+		}
+		return d.install(ctx, p, &v, s)
+	}
+	switch d.judge(p.Meta.Zone, p.Meta.EgressZone, &v, v.Tuple) {
+	case "admit":
+		return d.newSession(ctx, p, &v)
+	case "tag":
+		return d.giveBack(ctx, p)
+	case "deny":
+		return drop(tables.ReasonPolicyDeny.String())
+	}
+	return drop(tables.ReasonPolicyDefault.String())
 }
