@@ -17,8 +17,9 @@ control Anomaly(inout headers_t hdr, inout metadata_t meta) {
         meta.raw = 1;
     }
 
+// Few packets have one of these, so that two questions are one for the others.
+#define ODD_IPV4(a) a < 0x01000000 || a >= 0xe0000000 || a[31:24] == 127 || a[31:16] == 0xa9fe
 #define LINK_SCOPE_IPV4(a) a[31:16] == 0xa9fe || a[31:28] == 14 || a == 0xffffffff
-#define MARTIAN_IPV4(a) a[31:24] == 0 || a[31:24] == 127 || a[31:28] == 15
 #define LINK_SCOPE_IPV6(a) a[127:118] == 0x3fa || a[127:120] == 0xff
 #define MARTIAN_IPV6(a) a[127:1] == 0 || a[127:32] == 0xffff
 
@@ -39,10 +40,12 @@ control Anomaly(inout headers_t hdr, inout metadata_t meta) {
             } else if (meta.unreadable == 1) {
                 drop(Reason.UNREADABLE_CHAIN);
             } else if (meta.family == 4) {
-                if (LINK_SCOPE_IPV4(hdr.ipv4.src) || LINK_SCOPE_IPV4(hdr.ipv4.dst)) {
-                    drop(Reason.LINK_SCOPE);
-                } else if (MARTIAN_IPV4(hdr.ipv4.src) || MARTIAN_IPV4(hdr.ipv4.dst)) {
-                    drop(Reason.MARTIAN);
+                if (ODD_IPV4(hdr.ipv4.src) || ODD_IPV4(hdr.ipv4.dst)) {
+                    if (LINK_SCOPE_IPV4(hdr.ipv4.src) || LINK_SCOPE_IPV4(hdr.ipv4.dst)) {
+                        drop(Reason.LINK_SCOPE);
+                    } else {
+                        drop(Reason.MARTIAN);
+                    }
                 }
             } else {
                 if (meta.neighbour == 1 || LINK_SCOPE_IPV6(hdr.ipv6.src) || LINK_SCOPE_IPV6(hdr.ipv6.dst)) {

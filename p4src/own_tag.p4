@@ -140,8 +140,9 @@ control OwnTag(inout headers_t hdr, inout metadata_t meta) {
 
     action draw_nonce() {
         bit<64> count;
-        nonce_count.read(count, (bit<32>)meta.out_port);
-        nonce_count.write((bit<32>)meta.out_port, count + 1);
+        bit<32> port = (bit<32>)meta.out_port;
+        nonce_count.read(count, port);
+        nonce_count.write(port, count + 1);
         meta.sip.w1 = (salt ^ ((bit<64>)meta.out_port << 48)) + count;
     }
 

