@@ -115,7 +115,7 @@ func engine(ctx context.Context, e env) ([]figure.Figure, error) {
 
 // calm is the share of the highest rate at which latency is measured, so that
 // it is not the time spent behind a window of others.
-const calm = 0.5
+const calm = 0.1
 
 // admit measures new sessions through P4Runtime by real processes: the highest
 // rate at which no more than one session in a thousand is lost, then the latency.
