@@ -2,18 +2,22 @@ package config
 
 import (
 	"cmp"
+	"encoding"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
 
 	"countersign/tables"
 	"countersign/tag"
@@ -81,15 +85,24 @@ func Parse(file string, data []byte) (cfg *Config, err error) {
 			cfg, err = nil, &Error{File: file, Err: fmt.Errorf("not readable as YAML: %v", p)}
 		}
 	}()
-	cfg = new(Config)
-	if err := yaml.UnmarshalWithOptions(data, cfg, yaml.Strict(), yaml.DisallowUnknownField()); err != nil {
+	tokens := lexer.Tokenize(string(data))
+	if err := checkNesting(tokens); err != nil {
 		return nil, located(file, err)
 	}
-	tree, err := parser.ParseBytes(data, 0)
+	tree, err := parser.Parse(tokens, 0)
 	if err != nil {
 		return nil, located(file, err)
 	}
-	cfg.source = &source{file: file, tree: tree}
+	cfg = &Config{source: &source{file: file, tree: tree}}
+	if err := cfg.checkDocuments(); err != nil {
+		return nil, err
+	}
+	if err := yaml.UnmarshalWithOptions(data, cfg, yaml.Strict(), yaml.DisallowUnknownField()); err != nil {
+		if path, terr := misread(tree.Docs[0].Body, reflect.TypeFor[Config](), ""); terr != nil {
+			return nil, cfg.At(path, terr)
+		}
+		return nil, located(file, err)
+	}
 	if err := cfg.checkSchema(data); err != nil {
 		return nil, err
 	}
@@ -98,6 +111,93 @@ func Parse(file string, data []byte) (cfg *Config, err error) {
 		return nil, err
 	}
 	return cfg, nil
+}
+
+// maxNesting bounds the brackets open at once, for which the YAML library needs
+// memory and time by the square.
+const maxNesting = 64
+
+func checkNesting(tokens token.Tokens) error {
+	depth := 0
+	for _, t := range tokens {
+		switch t.Type {
+		case token.SequenceStartType, token.MappingStartType:
+			depth++
+		case token.SequenceEndType, token.MappingEndType:
+			depth--
+		}
+		if depth > maxNesting {
+			return &yaml.SyntaxError{Message: fmt.Sprintf("more than %d brackets are open", maxNesting), Token: t}
+		}
+	}
+	return nil
+}
+
+// checkDocuments refuses an empty file, and what stands behind a second "---": the decoder would
+// pass over it.
+func (c *Config) checkDocuments() error {
+	docs := c.source.tree.Docs
+	if len(docs) == 0 || docs[0].Body == nil {
+		return &Error{File: c.source.file, Err: errors.New("is empty")}
+	}
+	for _, d := range docs[1:] {
+		out := &Error{File: c.source.file, Err: errors.New("a second YAML document; a configuration is one")}
+		if d.Start != nil {
+			out.Line, out.Column = d.Start.Position.Line, d.Start.Position.Column
+		}
+		return out
+	}
+	return nil
+}
+
+// misread finds the first text in n that type t, or a type inside it, cannot
+// read, and its path: the YAML library tells the error without the place.
+func misread(n ast.Node, t reflect.Type, path string) (string, error) {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if v, ok := reflect.New(t).Interface().(encoding.TextUnmarshaler); ok {
+		if s, ok := n.(ast.ScalarNode); ok && n.Type() != ast.NullType {
+			return path, v.UnmarshalText([]byte(s.GetToken().Value))
+		}
+		return path, nil
+	}
+	var values []*ast.MappingValueNode
+	switch n := n.(type) {
+	case *ast.SequenceNode:
+		if k := t.Kind(); k != reflect.Slice && k != reflect.Array {
+			return path, nil
+		}
+		for i, e := range n.Values {
+			if p, err := misread(e, t.Elem(), fmt.Sprintf("%s[%d]", path, i)); err != nil {
+				return p, err
+			}
+		}
+	case *ast.MappingNode:
+		values = n.Values
+	case *ast.MappingValueNode:
+		values = []*ast.MappingValueNode{n}
+	}
+	for _, kv := range values {
+		name, of := kv.Key.GetToken().Value, reflect.Type(nil)
+		switch t.Kind() {
+		case reflect.Map:
+			of = t.Elem()
+		case reflect.Struct:
+			for f := range t.Fields() {
+				if tagged, _, _ := strings.Cut(f.Tag.Get("yaml"), ","); tagged == name {
+					of = f.Type
+				}
+			}
+		}
+		if of == nil {
+			continue
+		}
+		if p, err := misread(kv.Value, of, strings.TrimPrefix(path+"."+name, ".")); err != nil {
+			return p, err
+		}
+	}
+	return path, nil
 }
 
 // located turns an error of the YAML library into an Error.
