@@ -68,12 +68,12 @@ func PortName(n uint16) string { return fmt.Sprint("port", n) }
 // the one of them starts a data plane, which is given the pipeline. It fails
 // with ErrUnavailable where that kind cannot run here. The caller must have
 // called Main, and hold the privileges of netlab.EnsurePrivileges.
-func Start(ctx context.Context, o Options) (s *Switch, err error) {
+func Start(ctx context.Context, o Options) (_ *Switch, err error) {
 	lab, err := netlab.New()
 	if err != nil {
 		return nil, err
 	}
-	s = &Switch{lab: lab, stop: func() error { return nil }}
+	s := &Switch{lab: lab, stop: func() error { return nil }}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("%s: %w", o.Kind, err), s.stop(), lab.Close())
