@@ -73,12 +73,18 @@ func bmv2(t testing.TB) string {
 
 func memory(t testing.TB) string {
 	t.Helper()
+	return serve(t, new(memtarget.Target))
+}
+
+// serve serves a target by the fallback's server, and returns its address.
+func serve(t testing.TB, target p4rtserver.Target) string {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "p4rt") // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
 	address := "unix://" + filepath.Join(dir, "s")
-	srv, err := p4rtserver.New(new(memtarget.Target), p4rtserver.Options{DeviceID: 1, Logger: logger(t)})
+	srv, err := p4rtserver.New(target, p4rtserver.Options{DeviceID: 1, Logger: logger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
