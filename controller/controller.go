@@ -33,6 +33,7 @@ import (
 	"countersign/controller/session"
 	"countersign/controller/sibling"
 	"countersign/directory"
+	"countersign/directory/authority"
 	"countersign/directory/client"
 	"countersign/p4src"
 	"countersign/packet"
@@ -307,6 +308,9 @@ func (c *controller) join(ctx context.Context) error {
 	if err != nil {
 		return c.cfg.At("directory.token_file", err)
 	}
+	if t, err := authority.ParseToken(strings.TrimSpace(string(token))); err == nil && t.Name != c.cfg.Member {
+		return c.cfg.At("directory.token_file", fmt.Errorf("%s holds a token for %q, this member is %q", path, t.Name, c.cfg.Member))
+	}
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		err = c.client.Join(ctx, strings.TrimSpace(string(token)))
 		if err == nil {
@@ -333,6 +337,9 @@ func (c *controller) follow(ctx context.Context) error {
 		case snap := <-c.client.Updates():
 			if snap == nil {
 				continue
+			}
+			if snap.Self.Name != c.cfg.Member {
+				return c.cfg.At("member", fmt.Errorf("is %q, but the identity in %s is that of %q", c.cfg.Member, c.cfg.Directory.State, snap.Self.Name))
 			}
 			if err := c.take(ctx, snap); err != nil {
 				c.log.Error("snapshot_not_applied", "version", snap.Version, "error", err)

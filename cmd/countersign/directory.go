@@ -40,7 +40,7 @@ func directoryFlags(c *cobra.Command) func() (directoryFile, error) {
 	text("key-file", "`FILE` with the 32 bytes that encrypt the state's keys (default DIR/state.key)")
 	text("alliance", "`NAME` of the alliance, a DNS label")
 	text("address", "`HOST:PORT` under which members reach the directory")
-	text("listen", "`HOST:PORT` to listen on (default :7443)")
+	text("listen", "`HOST:PORT` to listen on (default the port of --address)")
 	text("metrics", "`HOST:PORT` that Prometheus scrapes")
 	text("carrier", "`KIND` of carrier of the alliance: ip or udp")
 	span := func(name, help string) { times[name] = c.Flags().Duration(name, 0, help) }

@@ -89,6 +89,8 @@ func TestParseErrors(t *testing.T) {
 		{"deep nesting", "member: c1", "member: " + strings.Repeat("[", 100000), "c1.yaml:2:", "brackets"},
 		{"always", "action: deny, always", "action: admit, always", "c1.yaml:14:", "policy[1].always"},
 		{"no directory", "directory: {address: \"127.0.0.1:7000\", state: /var/lib/countersign/c1}", "", "c1.yaml", "directory"},
+		{"device address", "unix:///run/c1.sock", "http://foo", "c1.yaml:6:", "devices[0].address"},
+		{"directory address", "127.0.0.1:7000", "dir.example.net", "c1.yaml:16:", "directory.address"},
 		{"mac", "02:00:00:00:00:02", "03:00:00:00:00:02", "c1.yaml:9:", "multicast"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -140,14 +140,14 @@ func (c *Config) checkDocuments() error {
 	if len(docs) == 0 || docs[0].Body == nil {
 		return &Error{File: c.source.file, Err: errors.New("is empty")}
 	}
-	for _, d := range docs[1:] {
-		out := &Error{File: c.source.file, Err: errors.New("a second YAML document; a configuration is one")}
-		if d.Start != nil {
-			out.Line, out.Column = d.Start.Position.Line, d.Start.Position.Column
-		}
-		return out
+	if len(docs) == 1 {
+		return nil
 	}
-	return nil
+	out := &Error{File: c.source.file, Err: errors.New("a second YAML document; a configuration is one")}
+	if start := docs[1].Start; start != nil {
+		out.Line, out.Column = start.Position.Line, start.Position.Column
+	}
+	return out
 }
 
 // misread finds the first text in n that type t, or a type inside it, cannot
@@ -296,6 +296,10 @@ func (c *Config) Validate() error {
 			return c.At(key+".name", fmt.Errorf("%q is there twice", d.Name))
 		case d.Address == "":
 			return c.At(key+".address", errors.New("is missing: unix:///path or host:port of the data plane's P4Runtime server"))
+		case !strings.HasPrefix(d.Address, "unix://"):
+			if err := hostPort(d.Address); err != nil {
+				return c.At(key+".address", err)
+			}
 		}
 		devices[d.Name] = true
 	}
@@ -533,12 +537,24 @@ func (c *Config) validateRest() error {
 		if _, err := c.Static.Snapshot(c.Member); err != nil {
 			return c.At("static", err)
 		}
-	case c.Directory.Address == "":
-		return c.At("directory.address", errors.New("is missing"))
+	case hostPort(c.Directory.Address) != nil:
+		return c.At("directory.address", hostPort(c.Directory.Address))
 	case c.Directory.RotateEvery < 0 || c.Directory.CodeEvery < 0:
 		return c.At("directory", errors.New("a negative time between rotations"))
 	case c.Directory.State == "":
 		return c.At("directory.state", errors.New("is missing: a directory for identity, bundle and keys"))
+	}
+	return nil
+}
+
+// hostPort refuses what is not a host and a port's number.
+func hostPort(s string) error {
+	_, port, err := net.SplitHostPort(s)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return fmt.Errorf("%q is not host:port", s)
 	}
 	return nil
 }

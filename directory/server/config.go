@@ -31,7 +31,7 @@ var ErrConfig = errors.New("directory configuration")
 type Config struct {
 	State    string `yaml:"state"`    // directory, mode 0700
 	KeyFile  string `yaml:"key_file"` // 32 bytes that encrypt the directory's keys at rest; default State/state.key, made on first use
-	Listen   string `yaml:"listen"`   // default ":7443"
+	Listen   string `yaml:"listen"`   // default: the port of Address, on all addresses
 	Address  string `yaml:"address"`  // host:port under which members reach it, put into tokens
 	Alliance string `yaml:"alliance"` // a DNS label
 
@@ -74,6 +74,9 @@ func (c *Config) Validate() error {
 		return fail("address", "%q is not host:port", c.Address)
 	}
 	c.KeyFile = cmp.Or(c.KeyFile, filepath.Join(c.State, "state.key"))
+	if _, port, err := net.SplitHostPort(c.Address); err == nil {
+		c.Listen = cmp.Or(c.Listen, ":"+port)
+	}
 	c.Listen = cmp.Or(c.Listen, ":7443")
 	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		return fail("listen", "%w", err)
