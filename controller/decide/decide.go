@@ -90,10 +90,8 @@ type Config struct {
 	// Learned is called when a neighbour's link-layer address has become known
 	// or has changed; the owner then compiles the routes anew.
 	Learned func()
-	// UnknownKey is called for tags under a key that is not known.
-	UnknownKey func(tag.KeyID)
-	Log        *slog.Logger
-	Metrics    prometheus.Registerer
+	Log     *slog.Logger
+	Metrics prometheus.Registerer
 }
 
 // Decider decides on punts. It is made by New and is safe for concurrent use;
@@ -109,7 +107,6 @@ type Decider struct {
 	random io.Reader
 	tell   func(...session.Announcement)
 	learn  func()
-	miss   func(tag.KeyID)
 	log    *slog.Logger
 
 	view       atomic.Pointer[view]
@@ -139,7 +136,7 @@ func New(cfg Config) (*Decider, error) {
 	d := &Decider{
 		cfg: cfg.Config, suite: suite, zones: cfg.Config.Zones(), names: map[uint16]string{},
 		planes: cfg.Planes, book: cfg.Book, now: cfg.Now, random: cfg.Random,
-		tell: cfg.Announce, learn: cfg.Learned, miss: cfg.UnknownKey, log: cfg.Log,
+		tell: cfg.Announce, learn: cfg.Learned, log: cfg.Log,
 	}
 	for name, id := range d.zones {
 		d.names[id] = name
@@ -155,9 +152,6 @@ func New(cfg Config) (*Decider, error) {
 	}
 	if d.learn == nil {
 		d.learn = func() {}
-	}
-	if d.miss == nil {
-		d.miss = func(tag.KeyID) {}
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
@@ -227,9 +221,8 @@ func (d *Decider) decide(ctx context.Context, p Punt) Outcome {
 	case tables.ReasonTCPFlags:
 		return d.tcpFlags(p, &v)
 	case tables.ReasonTagUnknownKey:
-		if v.Tagged {
-			d.miss(v.Tag.KeyID())
-		}
+		// The directory sends every key as soon as there is one: there is
+		// nothing to ask it for, and the copy is counted.
 		return Outcome{Consumed, ""}
 	}
 	return Outcome{Consumed, ""}
@@ -357,7 +350,6 @@ func (d *Decider) tagUnverified(ctx context.Context, p Punt, v *packet.View) Out
 	k := d.view.Load().keys[id]
 	switch {
 	case k == nil || k.State.Live() && k.Key == nil:
-		d.miss(id)
 		return drop(tables.ReasonTagUnknownKey.String())
 	case !k.State.Live(), k.State == directory.EchoOnly && p.Meta.Role != tables.RoleEcho:
 		return drop(tables.ReasonTagRevoked.String())
